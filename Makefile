@@ -1,0 +1,45 @@
+# `make run` and `make test` set up everything they need in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
+
+# Two torch threads on two busy cores can be far slower than one, and results don't depend on it.
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: run test notebooks figures lint bench data clean
+
+run: $(STAMP)  ## every notebook on the bundled data; executed copies, HTML and figures in runs/
+	$(BIN)/python -m vilamp_lite.reproduce
+
+test: $(STAMP)  ## every test, then the stored outputs of every notebook
+	$(BIN)/python -m pytest
+	VILAMP_HEADLESS=1 $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 $(NOTEBOOKS)
+
+notebooks: $(STAMP)  ## run the notebooks in place and store their outputs
+	$(BIN)/python -m vilamp_lite.reproduce --in-place
+
+figures: $(STAMP)  ## make the committed figures/ again
+	$(BIN)/python -m vilamp_lite.plots
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(STAMP)  ## all benchmarks, then benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks
+
+data: $(STAMP)  ## make data/photo_tour.mp4 again
+	$(BIN)/python data/make_photo_tour.py
+
+clean:
+	rm -rf $(VENV) runs
+
+# torch is named first so that its pin decides which build comes.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV) || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq python3-venv && \
+		$(PYTHON) -m venv $(VENV); } || { echo "No virtual environment: run 'sudo apt install python3-venv' and try again."; exit 1; }
+	$(BIN)/pip install --quiet --constraint constraints.txt torch --editable ".[offline,dev]"
+	touch $@

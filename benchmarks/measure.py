@@ -1,0 +1,133 @@
+"""Time and memory of one piece of work, each in a process of its own.
+
+A benchmark's case is a function that builds its inputs and returns the work to measure: a function of no arguments.
+"""
+
+import ctypes
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Median wall time in seconds over the repeats, and peak memory beyond the inputs in bytes."""
+
+    seconds: float
+    extra_memory: int
+
+
+def measure(case: Callable[..., Callable[[], object]], *, repeats: int = 5, **inputs: object) -> Measurement:
+    """Run a case in a fresh process with one torch thread.
+
+    A first run counts for nothing, so that neither time nor memory includes libraries loaded on the way.
+    """
+    # "spawn": a forked child would inherit this process's memory and threads.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_measure_here, case, repeats, inputs).result()
+
+
+def _measure_here(case: Callable[..., Callable[[], object]], repeats: int, inputs: dict[str, object]) -> Measurement:
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        work = case(**inputs)
+        work()
+        extra_memory = _peak_memory_of(work)
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+    return Measurement(statistics.median(times), extra_memory)
+
+
+def _peak_memory_of(work: Callable[[], object]) -> int:
+    """Bytes by which resident memory rises above its level before the work, at the highest (Linux)."""
+    # Freed memory that the allocator holds on to would hide what the work needs.
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = _status("VmRSS")
+    work()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return 1024 * int(line.split()[1])
+
+
+def machine() -> str:
+    """Name the processor, its cores, and the versions that matter."""
+    cpu = next(
+        (line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    return f"{cpu}, {os.cpu_count()} cores; Python {platform.python_version()}, torch {torch.__version__}, 1 thread"
+
+
+def report(name: str, title: str, baseline: str, rows: list[dict[str, object]]) -> None:
+    """Print a benchmark's table and write it to results/NAME.json.
+
+    Args:
+        name: of the result file.
+        title: what was measured, with sizes and units.
+        baseline: the method the ratios refer to.
+        rows: one for each case and method: `case`, `method`, and `measurement`, or None where it did not fit.
+    """
+    baselines = {row["case"]: row["measurement"] for row in rows if row["method"] == baseline}
+    records = []
+    for row in rows:
+        measured, base = row["measurement"], baselines.get(row["case"])
+        record = {"case": row["case"], "method": row["method"]}
+        if measured is not None:
+            record |= asdict(measured)
+        if measured is not None and base is not None:
+            record["speed_ratio"] = base.seconds / measured.seconds
+            record["memory_ratio"] = base.extra_memory / max(measured.extra_memory, 4096)
+        records.append(record)
+    RESULTS.mkdir(exist_ok=True)
+    result = {"title": title, "baseline": baseline, "machine": machine(), "rows": records}
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    Console().print(_rich_table(result))
+
+
+def columns(result: dict[str, object]) -> list[list[str]]:
+    """The table's rows as text, its head first."""
+    head = ["case", "method", "time", "extra memory", f"times faster than {result['baseline']}", "times less memory"]
+    return [head, *([_text(row, column) for column in range(6)] for row in result["rows"])]
+
+
+def _text(row: dict[str, object], column: int) -> str:
+    if column < 2:
+        return str(row[("case", "method")[column]])
+    if "seconds" not in row:
+        return "does not fit"
+    if column == 2:
+        return f"{row['seconds'] * 1000:,.1f} ms"
+    if column == 3:
+        return f"{row['extra_memory'] / 2**20:,.2f} MiB"
+    ratio = row.get(("speed_ratio", "memory_ratio")[column - 4])
+    return "–" if ratio is None else f"{ratio:,.2f}"
+
+
+def _rich_table(result: dict[str, object]) -> Table:
+    head, *body = columns(result)
+    table = Table(title=f"{result['title']}\n{result['machine']}")
+    for column, name in enumerate(head):
+        table.add_column(name, justify="left" if column < 2 else "right")
+    for row in body:
+        table.add_row(*row)
+    return table

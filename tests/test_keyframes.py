@@ -1,0 +1,417 @@
+"""Level 1: golden values of the released code, a brute force of Algorithm 1, and its invariants."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from vilamp_lite.keyframes import SELECTORS, adaptive_keyframes, kmeans_keyframes, mmr_keyframes, select_keyframes
+
+GOLDEN = Path(__file__).parent / "golden"
+CASES = json.loads((GOLDEN / "dks_cases.json").read_text())
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosine matrix in float64, 0 for zero vectors."""
+    a, b = np.atleast_2d(a).astype(np.float64), np.atleast_2d(b).astype(np.float64)
+    norms = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)[None]
+    return np.divide(a @ b.T, norms, out=np.zeros_like(norms), where=norms > 0)
+
+
+def brute_force(
+    relevance: np.ndarray, similarity: np.ndarray, count: int, threshold: float
+) -> tuple[list[int], list[float], list[int]]:
+    """Algorithm 1 frame by frame: order, redundancy, and the keyframe that refused each frame."""
+    order, redundancy, refused_by = [], [], [-1] * len(relevance)
+    for frame in sorted(range(len(relevance)), key=lambda n: (-relevance[n], n)):
+        if len(order) == count:
+            break
+        closest = max(order, key=lambda k: similarity[frame, k], default=None)
+        highest = -math.inf if closest is None else similarity[frame, closest]
+        if highest <= threshold:
+            order.append(frame)
+            redundancy.append(highest)
+        else:
+            refused_by[frame] = closest
+    return order, redundancy, refused_by
+
+
+# --- golden values of the released code -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_released_selection(name: str) -> None:
+    golden, case = np.load(GOLDEN / f"{name}.npz"), CASES[name]
+    settings = {
+        "max_keyframes": case["K"],
+        "similarity_threshold": case["f2f_thrd"],
+        "relevance_threshold": case["f2t_thrd"],
+    }
+    greedy = select_keyframes(golden["image_embs"], golden["text_emb"], **settings)
+    np.testing.assert_allclose(greedy.relevance, golden["f2t_scores"], atol=1e-5)
+    if name.startswith("dks_ties"):
+        # Four neighbours are one picture: which of them is taken depends on the released code's unstable sort.
+        assert (greedy.indices // 4).tolist() == (golden["greedy_indices"] // 4).tolist()
+        return
+    filled = select_keyframes(golden["image_embs"], golden["text_emb"], fill="gaps", **settings)
+    assert greedy.indices.tolist() == golden["greedy_indices"].tolist()
+    assert greedy.order.tolist() == golden["greedy_order"].tolist()
+    assert filled.indices.tolist() == golden["final_indices"].tolist()
+    assert filled.order[: len(greedy.order)].tolist() == greedy.order.tolist()
+
+
+def test_released_gap_filling() -> None:
+    golden = np.load(GOLDEN / "dks_fill.npz")
+    assert len(golden["N"]) == 240
+    for before, after, num_frames, count in zip(
+        golden["mask_in"], golden["mask_out"], golden["N"], golden["K"], strict=True
+    ):
+        # Frames taken already lie above the relevance floor and far from each other; the rest lie below it.
+        taken = before[:num_frames] == 1
+        embeds = np.eye(num_frames, num_frames + 1)
+        embeds[taken] *= 0.6
+        embeds[taken, -1] = 0.8
+        query = np.eye(num_frames + 1)[-1]
+        chosen = select_keyframes(embeds, query, max_keyframes=int(count), relevance_threshold=0.5, fill="gaps")
+        assert sorted(chosen.order[: taken.sum()].tolist()) == np.flatnonzero(taken).tolist()
+        assert chosen.indices.tolist() == np.flatnonzero(after[:num_frames] == 1).tolist()
+
+
+def test_filled_frames_report_their_redundancy() -> None:
+    embeds = torch.eye(3).repeat_interleave(4, dim=0)
+    chosen = select_keyframes(embeds, torch.tensor([3.0, 2.0, 1.0]), max_keyframes=5, fill="gaps")
+    assert chosen.order[:3].tolist() == [0, 4, 8]
+    assert chosen.redundancy.tolist() == pytest.approx([-math.inf, 0, 0, 1, 1])
+
+
+# --- brute force ----------------------------------------------------------------------------------------------------
+
+
+def random_case(seed: int) -> tuple[np.ndarray, np.ndarray, int, float]:
+    """Frames, query, K and τ: scenes, duplicates, zero vectors, tiny and odd sizes, extreme thresholds."""
+    rng = np.random.default_rng(seed)
+    num_frames = int(rng.choice([1, 2, 3, 7, 31, 128, 129, 300]))
+    size = int(rng.choice([2, 3, 8, 17, 64]))
+    scenes = rng.normal(size=(int(rng.integers(1, 12)), size))
+    frames = scenes[rng.integers(len(scenes), size=num_frames)] + rng.normal(size=(num_frames, size)) * rng.choice(
+        [0.05, 0.3, 2.0]
+    )
+    kind = rng.choice(["plain", "duplicates", "zeros", "all zero", "tied"])
+    if kind == "duplicates":
+        frames = frames[rng.integers(num_frames, size=num_frames)]
+    if kind == "zeros":
+        frames[rng.random(num_frames) < 0.3] = 0
+    if kind == "all zero":
+        frames[:] = 0
+    query = rng.normal(size=size)
+    if kind == "tied":
+        # Mirrored about the query: the same relevance to the last bit, and different directions.
+        query = np.eye(size)[0]
+        frames[1::2, 1:] = -frames[: num_frames // 2 * 2 : 2, 1:]
+        frames[1::2, 0] = frames[: num_frames // 2 * 2 : 2, 0]
+    threshold = float(rng.choice([-1.0, 0.0, 0.5, 0.85, 0.99, 1.0]))
+    count = int(rng.choice([1, 2, 8, 32, num_frames, num_frames + 5]))
+    return frames, query, count, threshold
+
+
+def test_agrees_with_brute_force() -> None:
+    compared = 0
+    for seed in range(2600):
+        frames, query, count, threshold = random_case(seed)
+        relevance, similarity = cosines(frames, query)[:, 0], np.clip(cosines(frames, frames), -1, 1)
+        # Equal frames are tied exactly; unequal ones whose scores differ by rounding alone have no defined order.
+        same = np.unique(frames, axis=0, return_inverse=True)[1].ravel()
+        relevance = np.array([relevance[np.flatnonzero(same == s)[0]] for s in same]).round(13) + 0.0
+        similarity[same[:, None] == same[None]] = np.where(np.linalg.norm(frames, axis=1) > 0, 1.0, 0.0)[
+            np.nonzero(same[:, None] == same[None])[0]
+        ]
+        gaps = np.diff(np.unique(relevance))
+        margin = np.abs(similarity - threshold)
+        on_threshold = (margin < 1e-9) & (margin > 0)
+        if (len(gaps) and gaps.min() < 1e-10) or on_threshold.any():
+            continue
+        chosen = select_keyframes(frames, query, max_keyframes=count, similarity_threshold=threshold)
+        order, redundancy, refused_by = brute_force(relevance, similarity, count, threshold)
+        assert chosen.order.tolist() == order, seed
+        assert chosen.indices.tolist() == sorted(order), seed
+        np.testing.assert_allclose(chosen.redundancy, redundancy, atol=1e-9, err_msg=str(seed))
+        np.testing.assert_allclose(chosen.relevance, relevance, atol=1e-9, err_msg=str(seed))
+        # Two keyframes may refuse a frame equally strongly; compare how strongly.
+        refused = np.array(refused_by) >= 0
+        assert (chosen.refused_by.numpy() >= 0).tolist() == refused.tolist(), seed
+        np.testing.assert_allclose(
+            similarity[np.flatnonzero(refused), chosen.refused_by[refused]],
+            similarity[np.flatnonzero(refused), np.array(refused_by)[refused]],
+            atol=1e-9,
+        )
+        compared += 1
+        if compared == 2000:
+            return
+    pytest.fail(f"only {compared} of 2,000 cases were free of rounding ties")
+
+
+# --- invariants (fill "none") ---------------------------------------------------------------------------------------
+
+
+@st.composite
+def videos(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, int, float]:
+    seed = draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    num_frames, size = draw(st.integers(1, 200)), draw(st.integers(2, 48))
+    scenes = rng.normal(size=(draw(st.integers(1, 12)), size))
+    noise = draw(st.sampled_from([0.1, 0.5, 2.0]))
+    frames = scenes[rng.integers(len(scenes), size=num_frames)] + noise * rng.normal(size=(num_frames, size))
+    query, count, threshold = rng.normal(size=size), draw(st.integers(1, 40)), draw(st.floats(-0.5, 0.98))
+    relevance = np.sort(cosines(frames, query)[:, 0])
+    assume(num_frames == 1 or np.diff(relevance).min() > 1e-6)
+    assume(np.abs(cosines(frames, frames) - threshold).min() > 1e-5)
+    return torch.from_numpy(frames).float(), torch.from_numpy(query).float(), count, threshold
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(videos())
+def test_invariants(video: tuple[torch.Tensor, torch.Tensor, int, float]) -> None:
+    frames, query, count, threshold = video
+    chosen = select_keyframes(frames, query, max_keyframes=count, similarity_threshold=threshold)
+    similarity = cosines(frames.numpy(), frames.numpy())
+    order = chosen.order.tolist()
+    among = similarity[np.ix_(order, order)][~np.eye(len(order), dtype=bool)]
+    assert 1 <= len(order) <= min(count, len(frames))
+    assert (among <= threshold).all()
+    assert (chosen.relevance[chosen.order].diff() <= 0).all()
+    last = chosen.relevance[order[-1]]
+    for frame in set(range(len(frames))) - set(order):
+        twin = int(chosen.refused_by[frame])
+        if chosen.relevance[frame] > last or len(order) < count:
+            assert twin in order
+            assert similarity[frame, twin] > threshold
+            assert chosen.relevance[twin] > chosen.relevance[frame]
+        else:
+            assert twin == -1
+
+
+@settings(max_examples=75, deadline=None, derandomize=True)
+@given(videos(), st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
+def test_scale_does_not_matter(
+    video: tuple[torch.Tensor, torch.Tensor, int, float], frame_scale: float, query_scale: float
+) -> None:
+    frames, query, count, threshold = video
+    settings = {"max_keyframes": count, "similarity_threshold": threshold}
+    one = select_keyframes(frames, query, **settings)
+    other = select_keyframes(frames * frame_scale, query * query_scale, **settings)
+    assert one.order.tolist() == other.order.tolist()
+
+
+@settings(max_examples=75, deadline=None, derandomize=True)
+@given(videos(), st.randoms(use_true_random=False))
+def test_permuting_frames_permutes_the_result(
+    video: tuple[torch.Tensor, torch.Tensor, int, float], random: "np.random.Generator"
+) -> None:
+    frames, query, count, threshold = video
+    settings = {"max_keyframes": count, "similarity_threshold": threshold}
+    moved = list(range(len(frames)))
+    random.shuffle(moved)
+    one = select_keyframes(frames, query, **settings)
+    other = select_keyframes(frames[moved], query, **settings)
+    assert one.order.tolist() == [moved[i] for i in other.order]
+
+
+def test_equal_frames_tie_wherever_they_stand() -> None:
+    # A matrix–vector product may round the last rows differently; ties must stay ties for every N.
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.float32, torch.float64):
+        for size in (3, 5, 8, 33, 513):
+            for num_frames in (5, 7, 9, 33, 127, 257):
+                frames = torch.randn(1, size, dtype=dtype, generator=generator).repeat(num_frames, 1)
+                query = torch.randn(size, dtype=dtype, generator=generator)
+                chosen = select_keyframes(frames, query, max_keyframes=3, similarity_threshold=1.0)
+                assert chosen.relevance.unique().numel() == 1
+                assert chosen.order.tolist() == [0, 1, 2]
+
+
+def test_threshold_is_strict_and_one_refuses_nothing() -> None:
+    frames, query = torch.tensor([[1.0, 0.0], [0.6, 0.8]]), torch.tensor([1.0, 0.0])
+    assert len(select_keyframes(frames, query, similarity_threshold=float(np.float32(0.6))).order) == 2
+    assert len(select_keyframes(frames, query, similarity_threshold=0.59).order) == 1
+    copies = torch.randn(50, 7, generator=torch.Generator().manual_seed(0)).repeat(2, 1)
+    assert len(select_keyframes(copies, torch.ones(7), max_keyframes=100, similarity_threshold=1.0).order) == 100
+
+
+# --- input kinds ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_precisions(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(3)
+    frames = torch.randn(300, 64, generator=generator).to(dtype)
+    query = torch.randn(64, generator=generator).to(dtype)
+    chosen = select_keyframes(frames, query, similarity_threshold=0.2)
+    # Half-precision input is scored in float32: the same result as for the same values given as float32.
+    same = select_keyframes(
+        frames.to(chosen.relevance.dtype), query.to(chosen.relevance.dtype), similarity_threshold=0.2
+    )
+    assert chosen.relevance.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert chosen.order.tolist() == same.order.tolist()
+    assert torch.equal(chosen.relevance, same.relevance)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_numpy_input(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    frames, query = rng.normal(size=(40, 8)).astype(dtype), rng.normal(size=8).astype(dtype)
+    from_numpy = select_keyframes(frames[:, ::-1], query[::-1])
+    from_torch = select_keyframes(torch.from_numpy(frames), torch.from_numpy(query))
+    assert from_numpy.order.tolist() == from_torch.order.tolist()
+
+
+def test_several_queries_share_the_frames() -> None:
+    generator = torch.Generator().manual_seed(1)
+    frames, queries = torch.randn(200, 32, generator=generator), torch.randn(5, 32, generator=generator)
+    together = select_keyframes(frames, queries, similarity_threshold=0.3)
+    assert len(together) == 5
+    for query, chosen in zip(queries, together, strict=True):
+        alone = select_keyframes(frames, query, similarity_threshold=0.3)
+        assert chosen.order.tolist() == alone.order.tolist()
+        assert torch.equal(chosen.relevance, alone.relevance)
+
+
+# --- baselines ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scenes() -> tuple[torch.Tensor, torch.Tensor]:
+    """Ten scenes of ten frames each, and a query nearest to scene 7."""
+    generator = torch.Generator().manual_seed(5)
+    centres = torch.randn(10, 32, generator=generator)
+    frames = centres.repeat_interleave(10, dim=0) + 0.05 * torch.randn(100, 32, generator=generator)
+    return frames, centres[7] + 0.3 * torch.randn(32, generator=generator)
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_every_selector_keeps_the_contract(name: str, scenes: tuple[torch.Tensor, torch.Tensor]) -> None:
+    frames, query = scenes
+    for count in (1, 3, 8, 33, 100, 500):
+        chosen = SELECTORS[name](frames, query, max_keyframes=count)
+        order = chosen.order.tolist()
+        assert len(set(order)) == len(order) <= min(count, 100)
+        if name != "dks":
+            assert len(order) == min(count, 100)
+        assert chosen.indices.tolist() == sorted(order)
+        np.testing.assert_allclose(chosen.relevance, cosines(frames.numpy(), query.numpy())[:, 0], atol=1e-6)
+        similarity = cosines(frames.numpy(), frames.numpy())
+        expected = [-math.inf] + [max(similarity[f, order[:i]]) for i, f in enumerate(order) if i]
+        np.testing.assert_allclose(chosen.redundancy, expected, atol=1e-6)
+        assert chosen.refused_by.shape == (100,)
+
+
+def test_baselines_choose_as_they_say(scenes: tuple[torch.Tensor, torch.Tensor]) -> None:
+    frames, query = scenes
+    relevance = cosines(frames.numpy(), query.numpy())[:, 0]
+    assert SELECTORS["uniform"](frames, query, max_keyframes=4).order.tolist() == [12, 37, 62, 87]
+    top = SELECTORS["top_relevance"](frames, query, max_keyframes=10).order.tolist()
+    assert top == np.argsort(-relevance, kind="stable")[:10].tolist()
+    # Ten clusters find the ten scenes; the frame of each is its most relevant one.
+    clustered = kmeans_keyframes(frames, query, max_keyframes=10).indices
+    assert (clustered // 10).tolist() == list(range(10))
+    assert all(relevance[f] == relevance[f // 10 * 10 : f // 10 * 10 + 10].max() for f in clustered)
+
+
+def test_mmr_against_its_definition(scenes: tuple[torch.Tensor, torch.Tensor]) -> None:
+    frames, query = scenes
+    relevance = cosines(frames.numpy(), query.numpy())[:, 0]
+    similarity = cosines(frames.numpy(), frames.numpy())
+    for trade_off in (0.0, 0.3, 0.7, 1.0):
+        order = [int(relevance.argmax())]
+        while len(order) < 12:
+            gain = trade_off * relevance - (1 - trade_off) * similarity[:, order].max(axis=1)
+            gain[order] = -math.inf
+            order.append(int(gain.argmax()))
+        assert mmr_keyframes(frames, query, max_keyframes=12, trade_off=trade_off).order.tolist() == order
+
+
+def test_kmeans_with_fewer_pictures_than_clusters() -> None:
+    chosen = kmeans_keyframes(torch.eye(3).repeat(5, 1), torch.tensor([3.0, 2.0, 1.0]), max_keyframes=8)
+    assert chosen.order.tolist() == [0, 1, 2]
+
+
+def test_adaptive_splits_only_where_scores_are_flat() -> None:
+    # One frame in sixty-four stands out: it is taken alone. Flat scores: every eighth of the video gets one.
+    peak = torch.zeros(64, 2)
+    peak[:, 1], peak[20, 0] = 1, 5
+    assert adaptive_keyframes(peak, torch.tensor([1.0, 0.0]), max_keyframes=1).order.tolist() == [20]
+    flat = adaptive_keyframes(torch.ones(64, 2), torch.tensor([1.0, 0.0]), max_keyframes=8)
+    assert (flat.indices // 8).tolist() == list(range(8))
+    # Shares that do not halve evenly still add up.
+    for count in (3, 5, 16, 31, 64):
+        assert len(adaptive_keyframes(torch.ones(64, 2), torch.tensor([1.0, 0.0]), max_keyframes=count).order) == count
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+FRAMES, QUERY = torch.eye(4), torch.ones(4)
+BAD_NUMBERS = [float("nan"), float("inf"), -float("inf")]
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+@pytest.mark.parametrize(
+    ("frames", "query", "message"),
+    [
+        (torch.zeros(0, 4), QUERY, "frame_embeds is empty"),
+        (torch.zeros(4), QUERY, "frame_embeds must have 2 axes"),
+        (torch.zeros(2, 2, 4), QUERY, "frame_embeds must have 2 axes"),
+        (torch.ones(4, 4, dtype=torch.int64), QUERY, "frame_embeds must be a floating-point"),
+        ([[1.0, 2.0]], QUERY, "frame_embeds must be a floating-point"),
+        (FRAMES, torch.ones(3), "same size D"),
+        (FRAMES, torch.ones(1, 1, 4), "query_embed must have 1 or 2 axes"),
+        (FRAMES, torch.zeros(0), "query_embed is empty"),
+        *[(FRAMES * bad, QUERY, "frame_embeds holds NaN or infinity") for bad in BAD_NUMBERS],
+        *[(FRAMES, QUERY * bad, "query_embed holds NaN or infinity") for bad in BAD_NUMBERS],
+    ],
+)
+def test_bad_embeddings(name: str, frames: torch.Tensor, query: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SELECTORS[name](frames, query)
+
+
+def test_bad_frame_is_named() -> None:
+    frames = torch.ones(1000, 8)
+    frames[617, 3] = float("nan")
+    with pytest.raises(ValueError, match="first in frame 617"):
+        select_keyframes(frames, torch.ones(8))
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+@pytest.mark.parametrize("count", [0, -1, 2.5, float("nan"), None, True, "8"])
+def test_bad_max_keyframes(name: str, count: object) -> None:
+    with pytest.raises(ValueError, match="max_keyframes must be an integer of at least 1"):
+        SELECTORS[name](FRAMES, QUERY, max_keyframes=count)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        *[({"similarity_threshold": bad}, "similarity_threshold") for bad in (*BAD_NUMBERS, 1.01, -1.01, "0.8")],
+        *[({"relevance_threshold": bad}, "relevance_threshold") for bad in (*BAD_NUMBERS, "0.2")],
+        ({"fill": "all"}, "fill must be one of 'none', 'gaps', got 'all'"),
+    ],
+)
+def test_bad_settings(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        select_keyframes(FRAMES, QUERY, **settings)
+
+
+def test_bad_baseline_settings() -> None:
+    for trade_off in (*BAD_NUMBERS, -0.1, 1.1):
+        with pytest.raises(ValueError, match="trade_off"):
+            mmr_keyframes(FRAMES, QUERY, trade_off=trade_off)
+    with pytest.raises(ValueError, match="max_depth"):
+        adaptive_keyframes(FRAMES, QUERY, max_depth=0)
+    with pytest.raises(ValueError, match="contrast"):
+        adaptive_keyframes(FRAMES, QUERY, contrast=float("nan"))
+    with pytest.raises(ValueError, match="query_embed must have 1 axis here"):
+        mmr_keyframes(FRAMES, torch.ones(2, 4))

@@ -1,0 +1,1 @@
+"""ViLaMP in notebooks."""

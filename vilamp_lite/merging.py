@@ -1,0 +1,432 @@
+"""Level 2 of ViLaMP: differential feature merging (DFM in the paper), and what it is compared with.
+
+A keyframe keeps its M patch tokens; every other frame n becomes one token. With k the nearest preceding keyframe:
+
+    D_p(n, m) = cos(p_n^m, q) − λ · cos(p_n^m, p_k^m)       relevance minus redundancy of patch m
+    w_n = softmax over m of D_p(n, ·) / α                   t_n = Σ_m w_n^m p_n^m
+
+Every merger is called as (patches [B, M, D], reference [B, M, D] or [M, D], query) and returns (tokens [B, D],
+weights [B, M]): what a frame became, and how much each patch gave to it.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vilamp_lite.checks import choice, describe, finite_number, float_tensor, positive_int, require_finite
+
+# A cosine's denominator is held above this, so that a zero vector has cosine 0 with everything.
+_EPS = 1e-8
+
+Merger = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+def differential_merge(
+    patches: torch.Tensor,
+    reference: torch.Tensor,
+    query: torch.Tensor,
+    *,
+    redundancy_weight: float = 1.0,
+    temperature: float = 0.01,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Merge each frame's patches into one token: relevant to the query, unlike the keyframe (the paper's bare formula).
+
+    Patches and query must share a space; `DifferentialMerger` learns one where they don't.
+
+    Args:
+        patches: [B, M, D] patch features of B frames.
+        reference: [M, D] patch features of the keyframe they are compared with, or [B, M, D], one for each frame.
+        query: [D].
+        redundancy_weight: λ, how much a patch loses by resembling the keyframe's patch at the same position.
+        temperature: α, how sharp the pooling is; large values give the mean.
+
+    Returns:
+        tokens [B, D] and weights [B, M], which sum to 1 over the patches.
+
+    Raises:
+        ValueError: NaN or infinity, wrong rank or size, or α not above 0.
+    """
+    _check_inputs(patches, reference, query, query_size=patches.shape[-1])
+    redundancy_weight = finite_number("redundancy_weight", redundancy_weight)
+    temperature = finite_number("temperature", temperature, above=0)
+    score = _cosine(patches, _unit(query)) - redundancy_weight * _cosine(patches, _unit(reference))
+    tokens, weights = _pool(patches, score / temperature)
+    require_finite(tokens, patches=patches, reference=reference, query=query)
+    return tokens, weights
+
+
+class DifferentialMerger(nn.Module):
+    """Differential merging with learned maps, for patches and queries from different spaces.
+
+    "mapped" relevance is cos(W_q q, W_p p) and "raw" relevance cos(q, p); "mapped" redundancy is cos(W_k p_k, W_d p)
+    and "raw" redundancy cos(p_k, p). Mapped + mapped is the released code's form, with its four maps and learned
+    temperature; mapped + raw is the `paper()` preset's.
+
+    A video's query is mapped once (`map_query`) and a keyframe's patches once (`map_reference`); `merge` then takes any
+    number of frames. `forward` does the three in a row.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        query_size: int,
+        relevance: str = "mapped",
+        redundancy: str = "mapped",
+        *,
+        redundancy_weight: float = 1.0,
+        temperature: float = 0.01,
+    ) -> None:
+        """Build the maps that the two scores need.
+
+        Args:
+            hidden_size: D, the size of a patch feature.
+            query_size: the size of the query embedding; must be D for raw relevance.
+            relevance: "mapped" or "raw".
+            redundancy: "mapped" or "raw".
+            redundancy_weight: λ, fixed.
+            temperature: α at the start; it is learned.
+
+        Raises:
+            ValueError: a size below 1, an unknown word, sizes that differ for raw relevance, or α not above 0.
+        """
+        super().__init__()
+        self.hidden_size = positive_int("hidden_size", hidden_size)
+        self.query_size = positive_int("query_size", query_size)
+        self.redundancy_weight = finite_number("redundancy_weight", redundancy_weight)
+        self.temperature = nn.Parameter(torch.tensor(finite_number("temperature", temperature, above=0)))
+        if choice("relevance", relevance, ("mapped", "raw")) == "raw" and query_size != hidden_size:
+            raise ValueError(f"raw relevance needs query_size equal to hidden_size, got {query_size} and {hidden_size}")
+        mapped_redundancy = choice("redundancy", redundancy, ("mapped", "raw")) == "mapped"
+        mapped_relevance = relevance == "mapped"
+        self.query_map = _linear(query_size, hidden_size) if mapped_relevance else nn.Identity()
+        self.relevance_map = _linear(hidden_size, hidden_size) if mapped_relevance else nn.Identity()
+        self.reference_map = _linear(hidden_size, hidden_size) if mapped_redundancy else nn.Identity()
+        self.redundancy_map = _linear(hidden_size, hidden_size) if mapped_redundancy else nn.Identity()
+
+    @classmethod
+    def from_released_weights(cls, weights: Mapping[str, torch.Tensor]) -> "DifferentialMerger":
+        """Build the mapped + mapped form from the released code's parameters.
+
+        Args:
+            weights: tensors or arrays under `tau` and `linear_{q,k,iq,ik}.{weight,bias}`; other keys are ignored.
+
+        Raises:
+            ValueError: a parameter is missing or has the wrong shape.
+        """
+        names = {
+            "temperature": "tau",
+            **{
+                f"{ours}.{part}": f"{theirs}.{part}"
+                for ours, theirs in (
+                    ("query_map", "linear_q"),
+                    ("relevance_map", "linear_iq"),
+                    ("reference_map", "linear_k"),
+                    ("redundancy_map", "linear_ik"),
+                )
+                for part in ("weight", "bias")
+            },
+        }
+        missing = sorted(theirs for theirs in names.values() if theirs not in weights)
+        if missing:
+            raise ValueError(f"weights lacks {', '.join(missing)}; it holds {', '.join(sorted(weights)) or 'nothing'}")
+        state = {ours: torch.as_tensor(weights[theirs]) for ours, theirs in names.items()}
+        merger = cls(*state["query_map.weight"].shape).to(state["query_map.weight"].dtype)
+        try:
+            merger.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"weights do not fit together: {error}") from error
+        return merger
+
+    def map_query(self, query: torch.Tensor) -> torch.Tensor:
+        """Map a query [query_size] to a unit vector [D]; once per video."""
+        return _unit(self.query_map(query))
+
+    def map_reference(self, reference: torch.Tensor) -> torch.Tensor:
+        """Map a keyframe's patches [M, D] (or [B, M, D]) to unit vectors of the same shape; once per keyframe."""
+        return _unit(self.reference_map(reference))
+
+    def merge(
+        self, patches: torch.Tensor, mapped_reference: torch.Tensor, mapped_query: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Merge patches [B, M, D], given what `map_reference` and `map_query` made.
+
+        Returns:
+            tokens [B, D] and weights [B, M].
+
+        Raises:
+            ValueError: NaN or infinity in the inputs.
+        """
+        relevance = _cosine(self.relevance_map(patches), mapped_query)
+        redundancy = _cosine(self.redundancy_map(patches), mapped_reference)
+        score = relevance - self.redundancy_weight * redundancy
+        tokens, weights = _pool(patches, score / self.temperature)
+        require_finite(tokens, patches=patches, reference=mapped_reference, query=mapped_query)
+        return tokens, weights
+
+    def forward(
+        self, patches: torch.Tensor, reference: torch.Tensor, query: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Merge each frame's patches into one token.
+
+        Args:
+            patches: [B, M, D].
+            reference: [M, D] or [B, M, D], the keyframe's patches.
+            query: [query_size].
+
+        Returns:
+            tokens [B, D] and weights [B, M], which sum to 1 over the patches.
+
+        Raises:
+            ValueError: NaN or infinity, or wrong rank or size.
+        """
+        _check_inputs(patches, reference, query, query_size=self.query_size, hidden_size=self.hidden_size)
+        return self.merge(patches, self.map_reference(reference), self.map_query(query))
+
+
+def merge_frames(
+    merger: DifferentialMerger,
+    patches: torch.Tensor,
+    reference_of: torch.Tensor,
+    query: torch.Tensor,
+    *,
+    chunk_size: int = 8,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Merge a video's frames a chunk at a time; extra memory is that of one chunk, besides the result.
+
+    Neighbouring frames share their keyframe, so its patches are mapped once for the whole run of frames, and nothing is
+    broadcast to the size of the video.
+
+    Args:
+        merger: the learned merger.
+        patches: [N, M, D] of the whole video, in temporal order.
+        reference_of: [N] int64, the frame each frame is compared with (`preceding_keyframe`).
+        query: [query_size].
+        chunk_size: frames merged at a time; it does not change the result.
+
+    Returns:
+        tokens [N, D] and weights [N, M].
+
+    Raises:
+        ValueError: NaN or infinity, wrong rank or size, a reference outside the video, or a chunk size below 1.
+    """
+    positive_int("chunk_size", chunk_size)
+    float_tensor("patches", patches, 3)
+    references = _frame_numbers("reference_of", reference_of, len(patches))
+    if len(references) != len(patches):
+        raise ValueError(f"reference_of must name one frame for each of {len(patches)}, got {len(references)}")
+    _check_inputs(patches, patches[0], query, query_size=merger.query_size, hidden_size=merger.hidden_size)
+    mapped_query = merger.map_query(query)
+    tokens, weights, start = [], [], 0
+    for reference, run in zip(*torch.unique_consecutive(references, return_counts=True), strict=True):
+        mapped_reference = merger.map_reference(patches[reference])
+        for chunk in patches[start : start + run].split(chunk_size):
+            chunk_tokens, chunk_weights = merger.merge(chunk, mapped_reference, mapped_query)
+            tokens.append(chunk_tokens)
+            weights.append(chunk_weights)
+        start += int(run)
+    return torch.cat(tokens), torch.cat(weights)
+
+
+def preceding_keyframe(num_frames: int, keyframes: torch.Tensor, before_first: str = "first") -> torch.Tensor:
+    """Say which keyframe each frame is compared with: the nearest one at or before it (paper, DFM).
+
+    Args:
+        num_frames: N.
+        keyframes: [K] int64 frame numbers, in any order.
+        before_first: what frames before the first keyframe are compared with: "first", the first keyframe, or "self",
+            themselves, as in the released code.
+
+    Returns:
+        [N] int64 frame numbers.
+
+    Raises:
+        ValueError: no keyframes, one outside the video, N < 1, or an unknown word.
+    """
+    keyframes = _frame_numbers("keyframes", keyframes, positive_int("num_frames", num_frames)).sort().values
+    frames = torch.arange(num_frames, device=keyframes.device)
+    position = torch.searchsorted(keyframes, frames, right=True) - 1
+    preceding = keyframes[position.clamp(min=0)]
+    if choice("before_first", before_first, ("first", "self")) == "self":
+        preceding = torch.where(position < 0, frames, preceding)
+    return preceding
+
+
+def pool_patches(patches: torch.Tensor) -> torch.Tensor:
+    """Halve a keyframe's square grid of patches bilinearly: 27×27 = 729 become 14×14 = 196 (released code).
+
+    Args:
+        patches: [B, M, D], M a square number, row by row.
+
+    Returns:
+        [B, ⌈√M / 2⌉², D].
+
+    Raises:
+        ValueError: wrong rank, or M is not a square.
+    """
+    float_tensor("patches", patches, 3)
+    side = math.isqrt(patches.shape[1])
+    if side * side != patches.shape[1]:
+        raise ValueError(f"patches must form a square grid, got {describe(patches)}")
+    grid = patches.unflatten(1, (side, side)).movedim(-1, 1)
+    pooled = F.interpolate(grid, size=math.ceil(side / 2), mode="bilinear", align_corners=False)
+    return pooled.flatten(2).transpose(1, 2)
+
+
+def mean_merge(
+    patches: torch.Tensor, reference: torch.Tensor, query: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Average a frame's patches [B, M, D], whatever the query and the keyframe (Table 2's mean pooling).
+
+    Raises:
+        ValueError: as `differential_merge`.
+    """
+    _check_inputs(patches, reference, query)
+    return _pool_checked(patches, torch.zeros_like(patches[..., 0]))
+
+
+def max_relevance_merge(
+    patches: torch.Tensor, reference: torch.Tensor, query: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keep of each frame the one patch most like the query; the first of several. Query [D].
+
+    Raises:
+        ValueError: as `differential_merge`.
+    """
+    _check_inputs(patches, reference, query, query_size=patches.shape[-1])
+    relevance = _cosine(patches, _unit(query))
+    weights = F.one_hot(relevance.argmax(dim=1), patches.shape[1]).to(patches.dtype)
+    tokens = torch.einsum("bm,bmd->bd", weights, patches)
+    require_finite(tokens, patches=patches, query=query)
+    return tokens, weights
+
+
+def drop_merge(
+    patches: torch.Tensor, reference: torch.Tensor, query: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keep nothing of the frames between keyframes: tokens [0, D] and weights [0, M].
+
+    Raises:
+        ValueError: as `differential_merge`.
+    """
+    _check_inputs(patches, reference, query)
+    require_finite(patches, patches=patches)
+    return patches.new_zeros(0, patches.shape[2]), patches.new_zeros(0, patches.shape[1])
+
+
+class QFormerMerger(nn.Module):
+    """One learned token attends to a frame's patches, conditioned on the query (Table 2's Q-Former baseline).
+
+    A single BLIP-2-style layer: cross-attention from (learned token + mapped query) to the patches, then an MLP, each
+    with a residual connection. The keyframe is not looked at.
+    """
+
+    def __init__(self, hidden_size: int, query_size: int, num_heads: int = 4) -> None:
+        """Build the layer for patches of `hidden_size` and queries of `query_size`.
+
+        Raises:
+            ValueError: a size below 1, or `hidden_size` not a multiple of `num_heads`.
+        """
+        super().__init__()
+        self.hidden_size = positive_int("hidden_size", hidden_size)
+        self.query_size = positive_int("query_size", query_size)
+        if hidden_size % positive_int("num_heads", num_heads):
+            raise ValueError(f"num_heads must divide hidden_size, got {num_heads} and {hidden_size}")
+        self.token = nn.Parameter(torch.randn(hidden_size) * 0.02)
+        self.query_map = _linear(query_size, hidden_size)
+        self.patch_norm = nn.LayerNorm(hidden_size)
+        self.attention = nn.MultiheadAttention(hidden_size, num_heads, batch_first=True)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(hidden_size),
+            nn.Linear(hidden_size, 4 * hidden_size),
+            nn.GELU(),
+            nn.Linear(4 * hidden_size, hidden_size),
+        )
+
+    def forward(
+        self, patches: torch.Tensor, reference: torch.Tensor, query: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Merge patches [B, M, D] under a query [query_size] into tokens [B, D]; weights are the mean attention [B, M].
+
+        Raises:
+            ValueError: NaN or infinity, or wrong rank or size.
+        """
+        _check_inputs(patches, reference, query, query_size=self.query_size, hidden_size=self.hidden_size)
+        asked = (self.token + self.query_map(query)).expand(len(patches), 1, -1)
+        normed = self.patch_norm(patches)
+        attended, weights = self.attention(asked, normed, normed)
+        attended = attended + asked
+        tokens = (attended + self.mlp(attended))[:, 0]
+        require_finite(tokens, patches=patches, query=query)
+        return tokens, weights[:, 0]
+
+
+# The mergers without parameters; `DifferentialMerger` and `QFormerMerger` are built to size and called the same way.
+MERGERS: dict[str, Merger] = {
+    "differential": differential_merge,
+    "mean": mean_merge,
+    "max_relevance": max_relevance_merge,
+    "drop": drop_merge,
+}
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    linear = nn.Linear(inputs, outputs)
+    nn.init.normal_(linear.weight, std=0.02)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def _unit(vectors: torch.Tensor) -> torch.Tensor:
+    return F.normalize(vectors, dim=-1, eps=_EPS)
+
+
+def _cosine(vectors: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
+    """Cosines over the last axis with unit vectors, without a normalised copy of the larger side."""
+    dots = torch.einsum("...d,...d->...", vectors, unit)
+    return dots / torch.linalg.vector_norm(vectors, dim=-1).clamp_min(_EPS)
+
+
+def _pool(patches: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The softmax-weighted sum of each frame's patches, and the weights."""
+    weights = logits.softmax(dim=-1)
+    return torch.einsum("bm,bmd->bd", weights, patches), weights
+
+
+def _pool_checked(patches: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens, weights = _pool(patches, logits)
+    require_finite(tokens, patches=patches)
+    return tokens, weights
+
+
+def _check_inputs(
+    patches: torch.Tensor,
+    reference: torch.Tensor,
+    query: torch.Tensor,
+    *,
+    query_size: int | None = None,
+    hidden_size: int | None = None,
+) -> None:
+    """Reject inputs of the wrong kind, rank or size."""
+    float_tensor("patches", patches, 3)
+    float_tensor("reference", reference, 2, 3)
+    float_tensor("query", query, 1)
+    if hidden_size is not None and patches.shape[2] != hidden_size:
+        raise ValueError(f"patches must have size {hidden_size} in the last axis, got {describe(patches)}")
+    if reference.shape not in (patches.shape, patches.shape[1:]):
+        expected = f"{tuple(patches.shape)} or {tuple(patches.shape[1:])}"
+        raise ValueError(f"reference must have the shape {expected} for these patches, got {describe(reference)}")
+    if query_size is not None and len(query) != query_size:
+        raise ValueError(f"query must have size {query_size}, got {describe(query)}")
+
+
+def _frame_numbers(name: str, frames: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """Frame numbers [n] as int64, all inside the video."""
+    frames = torch.as_tensor(frames)
+    if frames.ndim != 1 or frames.numel() == 0 or frames.is_floating_point() or frames.dtype == torch.bool:
+        raise ValueError(f"{name} must be a non-empty list of frame numbers, got {describe(frames)}")
+    if frames.min() < 0 or frames.max() >= num_frames:
+        raise ValueError(f"{name} must lie in 0…{num_frames - 1}, got {int(frames.min())}…{int(frames.max())}")
+    return frames.long()
