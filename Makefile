@@ -19,10 +19,12 @@ test: $(STAMP)  ## every test, then the stored outputs of every notebook
 	VILAMP_HEADLESS=1 $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 $(NOTEBOOKS)
 
 notebooks: $(STAMP)  ## run the notebooks in place and store their outputs
-	$(BIN)/python -m vilamp_lite.reproduce --in-place
+	VILAMP_HEADLESS=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=300 \
+		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False $(NOTEBOOKS)
 
 figures: $(STAMP)  ## make the committed figures/ again
-	$(BIN)/python -m vilamp_lite.plots
+	$(BIN)/vilamp keyframes data/photo_tour.mp4 "a cup of coffee on a wooden table" --encoder conse --max-keyframes 8 \
+		--strip figures/film_strip.png
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -12,14 +12,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from sklearn.cluster import KMeans
 
 from vilamp_lite.checks import ArrayLike, choice, describe, finite_number, float_tensor, positive_int
 
-# Rows handled at a time. Small enough to stay in a core's cache, large enough to hide the cost of a call.
-_SCORE_ROWS = 256
-_WALK_ROWS = 128
+_SCORED_ROWS = 256  # few enough to stay in a core's cache between the two dot products
+_FEWEST_CANDIDATES, _MOST_CANDIDATES = 64, 192  # fetched at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,12 +148,12 @@ def mmr_keyframes(
     if not 0 <= finite_number("trade_off", trade_off) <= 1:
         raise ValueError(f"trade_off must lie between 0 and 1, got {trade_off}")
     (relevance,), inverse_norms = _relevance(frames, query[None])
-    left = torch.ones(len(frames), dtype=torch.bool, device=frames.device)
+    left = torch.ones(len(frames), dtype=torch.bool)
     redundancy = torch.full_like(relevance, -math.inf)
     order = [int(_by_relevance(relevance)[0])]
     while len(order) < count:
         left[order[-1]] = False
-        newest = _unit_rows(frames, inverse_norms, torch.tensor(order[-1:], device=frames.device))
+        newest = _unit_rows(frames, inverse_norms, torch.tensor(order[-1:]))
         similarity, _ = _relevance(frames, newest, inverse_norms)
         redundancy = torch.maximum(redundancy, similarity[0])
         gain = trade_off * relevance - (1 - trade_off) * redundancy
@@ -177,7 +177,7 @@ def kmeans_keyframes(
     """
     frames, query, count = _check_baseline(frame_embeds, query_embed, max_keyframes)
     (relevance,), inverse_norms = _relevance(frames, query[None])
-    units = _unit_rows(frames, inverse_norms, torch.arange(len(frames), device=frames.device)).cpu()
+    units = _unit_rows(frames, inverse_norms, torch.arange(len(frames)))
     # k-means warns when asked for more clusters than there are distinct points, so ask for no more.
     clusters = min(count, len(torch.unique(units, dim=0)))
     labels = KMeans(clusters, n_init=1, random_state=seed).fit_predict(units.numpy())
@@ -216,7 +216,7 @@ def adaptive_keyframes(
     finite_number("contrast", contrast)
     (relevance,), _ = _relevance(frames, query[None])
     spread = relevance.max() - relevance.min()
-    scores = ((relevance - relevance.min()) / spread if spread > 0 else torch.zeros_like(relevance)).cpu()
+    scores = (relevance - relevance.min()) / spread if spread > 0 else torch.zeros_like(relevance)
 
     def sample(start: int, stop: int, share: int, depth: int) -> list[int]:
         if share == 0:
@@ -244,15 +244,18 @@ SELECTORS: dict[str, Callable[..., KeyframeSelection]] = {
 
 
 def _check_embeds(frame_embeds: ArrayLike, query_embed: ArrayLike) -> tuple[torch.Tensor, torch.Tensor]:
-    """Frames [N, D] as given, and queries [Q, D] in the precision of the scores."""
+    """Frames [N, D] as given, and queries [Q, D] as unit vectors in the precision of the scores."""
     frames = float_tensor("frame_embeds", frame_embeds, 2).detach()
     queries = float_tensor("query_embed", query_embed, 1, 2).detach()
     if queries.shape[-1] != frames.shape[1]:
         raise ValueError(
             f"frame_embeds and query_embed must have the same size D, got {describe(frames)} and {describe(queries)}"
         )
-    precision = torch.promote_types(frames.dtype, torch.float32)
-    return frames, torch.atleast_2d(queries).to(frames.device, precision)
+    norms = torch.linalg.vector_norm(queries, dim=-1, dtype=torch.float64)
+    if not torch.isfinite(norms).all():
+        raise ValueError("query_embed holds NaN or infinity, or values too large to square")
+    units = queries.to(torch.float64) * _inverse(norms)[..., None]
+    return frames, torch.atleast_2d(units).to("cpu", torch.promote_types(frames.dtype, torch.float32))
 
 
 def _check_baseline(
@@ -268,36 +271,34 @@ def _check_baseline(
 def _relevance(
     frames: torch.Tensor, queries: torch.Tensor, inverse_norms: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines [Q, N] of every frame with every query, and the frames' inverse norms [N] (0 for a zero vector).
+    """Cosines [Q, N] of every frame with every unit query, and the frames' inverse norms [N] (0 for a zero vector).
 
-    `vecdot` sums each row by itself, so that equal frames get equal scores wherever they stand and ties stay ties; a
-    matrix product does not promise that.
+    `np.vecdot` takes each row by itself, so that equal frames get equal scores wherever they stand and ties stay ties;
+    a matrix product does not promise that.
     """
-    query_norms = torch.linalg.vector_norm(queries, dim=1, keepdim=True)
-    if not torch.isfinite(query_norms).all():
-        raise ValueError("query_embed holds NaN or infinity, or values too large to square")
-    queries = queries * _inverse(query_norms)
-    dots = queries.new_empty(len(queries), len(frames))
-    norms = queries.new_empty(len(frames))
-    for start in range(0, len(frames), _SCORE_ROWS):
-        rows = frames[start : start + _SCORE_ROWS].to(queries.dtype)
+    units = queries.numpy()
+    dots = np.empty((len(units), len(frames)), units.dtype)
+    squares = np.empty(len(frames), units.dtype)
+    for start in range(0, len(frames), _SCORED_ROWS):
+        rows = frames[start : start + _SCORED_ROWS].to("cpu", queries.dtype).numpy()
+        part = slice(start, start + len(rows))
+        for unit, dot in zip(units, dots, strict=True):
+            np.vecdot(rows, unit, out=dot[part])
         if inverse_norms is None:
-            torch.linalg.vector_norm(rows, dim=1, out=norms[start : start + len(rows)])
-        for query, dot in zip(queries, dots, strict=True):
-            torch.linalg.vecdot(rows, query, out=dot[start : start + len(rows)])
+            np.vecdot(rows, rows, out=squares[part])
     if inverse_norms is None:
-        bad = ~torch.isfinite(norms)
+        bad = ~np.isfinite(squares)
         if bad.any():
-            first = int(bad.nonzero()[0])
+            first = int(bad.argmax())
             raise ValueError(
                 f"frame_embeds holds NaN or infinity, or values too large to square, first in frame {first}"
             )
-        inverse_norms = _inverse(norms)
-    return dots.mul_(inverse_norms), inverse_norms
+        inverse_norms = _inverse(torch.from_numpy(squares).sqrt_())
+    return torch.from_numpy(dots).mul_(inverse_norms), inverse_norms
 
 
 def _inverse(norms: torch.Tensor) -> torch.Tensor:
-    return torch.where(norms > torch.finfo(norms.dtype).tiny, 1 / norms, 0)
+    return torch.where(norms > 0, 1 / norms, 0)
 
 
 def _by_relevance(relevance: torch.Tensor) -> torch.Tensor:
@@ -307,7 +308,7 @@ def _by_relevance(relevance: torch.Tensor) -> torch.Tensor:
 
 def _unit_rows(frames: torch.Tensor, inverse_norms: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """The chosen frames [len(rows), D], L2-normalised, in the precision of the scores."""
-    return frames[rows].to(inverse_norms.dtype) * inverse_norms[rows, None]
+    return frames[rows.to(frames.device)].to("cpu", inverse_norms.dtype) * inverse_norms[rows, None]
 
 
 def _walk(
@@ -318,41 +319,59 @@ def _walk(
     threshold: float,
     floor: float,
 ) -> tuple[list[int], list[float], torch.Tensor]:
-    """Algorithm 1: the keyframes in the order chosen, their T_f, and who refused each frame [N]."""
+    """Algorithm 1: the keyframes in the order chosen, their T_f, and who refused each frame [N].
+
+    Candidates are fetched a block at a time, best first, and compared with the chosen frames in one product.
+    """
     candidates = _by_relevance(relevance)[: int((relevance >= floor).sum())]
-    refused_by = torch.full((len(frames),), -1, device=frames.device)
+    refused_by = np.full(len(frames), -1)
     order: list[int] = []
     redundancy: list[float] = []
-    chosen: list[torch.Tensor] = []
-    for block in candidates.split(_WALK_ROWS):
-        units = _unit_rows(frames, inverse_norms, block)
-        nearest = torch.full_like(units[:, 0], -math.inf)
-        nearest_keyframe = torch.full_like(block, -1)
-        if chosen:
-            # Rounding must not carry a cosine beyond 1: at τ = 1 nothing is refused.
-            nearest, which = (units @ torch.stack(chosen).T).clamp_(-1, 1).max(dim=1)
-            nearest_keyframe = torch.tensor(order, device=block.device)[which]
-        position = 0
+    chosen = inverse_norms.new_empty(0, frames.shape[1])
+    buffer = frames.new_empty(_MOST_CANDIDATES, frames.shape[1])
+    start, size = 0, _FEWEST_CANDIDATES
+    while start < len(candidates) and len(order) < max_keyframes:
+        block = candidates[start : start + size]
+        fetched = torch.index_select(frames, 0, block.to(frames.device), out=buffer[: len(block)])
+        rows = fetched.to("cpu", inverse_norms.dtype)
+        scale, block = inverse_norms[block].numpy(), block.numpy()
+        nearest = np.full(len(block), -math.inf, scale.dtype)
+        nearest_keyframe = np.full(len(block), -1)
+        if order:
+            similarity, which = (rows @ chosen.T).max(dim=1)
+            nearest = _cosine(similarity.numpy(), scale)
+            nearest_keyframe = np.array(order)[which.numpy()]
+        vectors = rows.numpy()
+        new: list[np.ndarray] = []
+        position = 0  # frames before it have been visited
         while len(order) < max_keyframes:
-            accepted = (nearest[position:] <= threshold).nonzero()
-            if len(accepted) == 0:
+            accepted = nearest[position:] <= threshold
+            if not accepted.any():
                 position = len(block)
                 break
-            position += int(accepted[0])
+            position += int(accepted.argmax())
             order.append(int(block[position]))
             redundancy.append(float(nearest[position]))
-            chosen.append(units[position])
+            new.append(vectors[position] * scale[position])
             position += 1
-            # Only the frames still to be visited in this block see the new keyframe.
-            similarity = (units[position:] @ chosen[-1]).clamp_(-1, 1)
+            # Of this block only the frames still to be visited see the new keyframe.
+            similarity = _cosine(np.vecdot(vectors[position:], new[-1]), scale[position:])
             closer = similarity > nearest[position:]
             nearest[position:][closer] = similarity[closer]
             nearest_keyframe[position:][closer] = order[-1]
-        visited = nearest[:position] > threshold
-        refused_by[block[:position][visited]] = nearest_keyframe[:position][visited]
-        if len(order) == max_keyframes:
-            break
-    return order, redundancy, refused_by
+        refused = nearest[:position] > threshold
+        refused_by[block[:position][refused]] = nearest_keyframe[:position][refused]
+        start += len(block)
+        # A keyframe is compared with the rest of its block at once, so blocks are short where many are chosen.
+        size = _FEWEST_CANDIDATES if new else min(2 * size, _MOST_CANDIDATES)
+        if new:
+            chosen = torch.cat([chosen, torch.from_numpy(np.stack(new))])
+    return order, redundancy, torch.from_numpy(refused_by)
+
+
+def _cosine(dots: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Cosines from dots with unit vectors; rounding must not carry one beyond 1, where τ = 1 would refuse it."""
+    return np.minimum(dots * scale, 1)
 
 
 def _fill_gaps(num_frames: int, chosen: list[int], max_keyframes: int) -> list[int]:
@@ -388,7 +407,7 @@ def _fill_gaps(num_frames: int, chosen: list[int], max_keyframes: int) -> list[i
 
 def _redundancy(frames: torch.Tensor, inverse_norms: torch.Tensor, order: list[int], start: int = 0) -> list[float]:
     """T_f of order[start:], each against all that were chosen before it."""
-    units = _unit_rows(frames, inverse_norms, torch.tensor(order, device=frames.device))
+    units = _unit_rows(frames, inverse_norms, torch.tensor(order))
     return [float((units[:i] @ units[i]).clamp_(-1, 1).max()) if i else -math.inf for i in range(start, len(order))]
 
 
@@ -399,9 +418,9 @@ def _selection(
     return KeyframeSelection(
         indices=chosen.sort().values,
         order=chosen,
-        relevance=relevance.cpu(),
+        relevance=relevance,
         redundancy=torch.tensor(redundancy, dtype=relevance.dtype),
-        refused_by=refused_by.cpu(),
+        refused_by=refused_by,
     )
 
 

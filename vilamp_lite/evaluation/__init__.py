@@ -1,0 +1,1 @@
+"""Measures of what the stages choose and answer."""

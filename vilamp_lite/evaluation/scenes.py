@@ -1,0 +1,114 @@
+"""Selection measured on a video whose scenes and queries are known (data/photo_tour.json).
+
+The miniature of the paper's Table 3: keyframes as a moment retriever, scored by whether the right scene is among them.
+A photograph that is shown twice answers its queries both times.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vilamp_lite.checks import positive_int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A stretch of the video that shows one photograph.
+
+    Attributes:
+        photo: which photograph; two scenes may share one.
+        title: what it shows, in a few words.
+        start: seconds from the start of the video.
+        end: seconds; the scene ends just before it.
+        queries: what a person might type to find it.
+    """
+
+    photo: str
+    title: str
+    start: float
+    end: float
+    queries: tuple[str, ...]
+
+
+def load_scenes(path: str | Path) -> list[Scene]:
+    """Read scenes in temporal order from a file such as data/photo_tour.json.
+
+    Raises:
+        ValueError: the file is missing, is not JSON, or lacks a field.
+    """
+    try:
+        records = json.loads(Path(path).read_text())["scenes"]
+        return [Scene(r["photo"], r["title"], float(r["start"]), float(r["end"]), tuple(r["queries"])) for r in records]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a list of scenes: {type(error).__name__}: {error}") from error
+
+
+def scene_of_frames(scenes: Sequence[Scene], timestamps: np.ndarray) -> np.ndarray:
+    """Say which scene each frame shows.
+
+    Args:
+        scenes: in temporal order, without gaps.
+        timestamps: [N] seconds.
+
+    Returns:
+        [N] int64 positions in `scenes`.
+
+    Raises:
+        ValueError: a timestamp outside every scene.
+    """
+    timestamps = np.asarray(timestamps, dtype=np.float64)
+    outside = ~((timestamps >= scenes[0].start) & (timestamps < scenes[-1].end))
+    if outside.any():
+        first = timestamps[outside][0]
+        raise ValueError(f"timestamps: {first} s lies outside the scenes ({scenes[0].start}…{scenes[-1].end} s)")
+    return np.searchsorted([scene.start for scene in scenes], timestamps, side="right") - 1
+
+
+def queries_of(scenes: Sequence[Scene]) -> list[tuple[str, str]]:
+    """Every distinct (query, photo that answers it), in order of first appearance."""
+    return list(dict.fromkeys((query, scene.photo) for scene in scenes for query in scene.queries))
+
+
+def rank_of_photo(relevance: np.ndarray, photo_of_frame: np.ndarray, photo: str) -> int:
+    """Rank photographs by their most relevant frame and say where one comes, 1 for first.
+
+    Args:
+        relevance: [N] R_f for one query.
+        photo_of_frame: [N] which photograph each frame shows.
+        photo: the right one.
+
+    Raises:
+        ValueError: the photograph is not in the video.
+    """
+    if photo not in photo_of_frame:
+        raise ValueError(f"photo: no frame shows {photo!r}")
+    best = {name: relevance[photo_of_frame == name].max() for name in np.unique(photo_of_frame)}
+    return 1 + sum(score > best[photo] for score in best.values())
+
+
+def hit_at(order: np.ndarray, photo_of_frame: np.ndarray, photo: str, k: int) -> bool:
+    """Tell whether one of the first k keyframes, as chosen, shows the right photograph (Hit@k of Table 3).
+
+    Args:
+        order: [K'] keyframes in the order chosen.
+        photo_of_frame: [N] which photograph each frame shows.
+        photo: the right one.
+        k: how many keyframes count.
+
+    Raises:
+        ValueError: k below 1.
+    """
+    return bool((photo_of_frame[np.asarray(order)[: positive_int("k", k)]] == photo).any())
+
+
+def coverage(keyframes: np.ndarray, group_of_frame: np.ndarray) -> float:
+    """The share of the video's groups (scenes, photographs) that have a keyframe, from 0 to 1.
+
+    Args:
+        keyframes: [K'] frame numbers.
+        group_of_frame: [N] which group each frame belongs to.
+    """
+    return len(np.unique(group_of_frame[np.asarray(keyframes)])) / len(np.unique(group_of_frame))
