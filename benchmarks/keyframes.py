@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from benchmarks.measure import measure, report
+from benchmarks.measure import compare, report
 from vilamp_lite.keyframes import adaptive_keyframes, kmeans_keyframes, select_keyframes
 
 SIZE, MAX_KEYFRAMES, THRESHOLD = 512, 32, 0.85
@@ -75,15 +75,10 @@ def main() -> None:
     """Measure every case with every method that fits."""
     rows = []
     for num_frames, num_scenes in CASES:
-        for name, method in METHODS.items():
-            fits = num_frames <= LIMITS.get(name, num_frames)
-            rows.append(
-                {
-                    "case": f"N = {num_frames:,}, {num_scenes:,} scenes",
-                    "method": name,
-                    "measurement": measure(method, num_frames=num_frames, num_scenes=num_scenes) if fits else None,
-                }
-            )
+        fitting = {name: method for name, method in METHODS.items() if num_frames <= LIMITS.get(name, num_frames)}
+        measured = compare(fitting, num_frames=num_frames, num_scenes=num_scenes)
+        case = f"N = {num_frames:,}, {num_scenes:,} scenes"
+        rows += [{"case": case, "method": name, "measurement": measured.get(name)} for name in METHODS]
     title = f"Choosing K = {MAX_KEYFRAMES} keyframes of N, D = {SIZE}, τ = {THRESHOLD}, float32, median of 5"
     report("keyframes", title, "N×N", rows)
 

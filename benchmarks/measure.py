@@ -10,8 +10,9 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,28 +31,49 @@ class Measurement:
     extra_memory: int
 
 
-def measure(case: Callable[..., Callable[[], object]], *, repeats: int = 5, **inputs: object) -> Measurement:
-    """Run a case in a fresh process with one torch thread.
+def compare(
+    methods: Mapping[str, Callable[..., Callable[[], object]]], *, repeats: int = 5, **inputs: object
+) -> dict[str, Measurement]:
+    """Measure several methods on the same inputs, each in a fresh process with one torch thread.
 
-    A first run counts for nothing, so that neither time nor memory includes libraries loaded on the way.
+    The methods take turns, so that a machine that slows down meanwhile slows all of them. Each one's first run counts
+    for nothing: neither time nor memory includes libraries loaded on the way.
+
+    Args:
+        methods: a case for each method's name; importable, since other processes run it.
+        repeats: timed runs of each method.
+        inputs: keyword arguments of every case.
     """
     # "spawn": a forked child would inherit this process's memory and threads.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_measure_here, case, repeats, inputs).result()
+    context = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        pools = {name: stack.enter_context(ProcessPoolExecutor(1, mp_context=context)) for name in methods}
+        memory = {name: pools[name].submit(_prepare, methods[name], inputs).result() for name in methods}
+        rounds = [{name: pools[name].submit(_time).result() for name in methods} for _ in range(repeats)]
+    return {name: Measurement(statistics.median(times[name] for times in rounds), memory[name]) for name in methods}
 
 
-def _measure_here(case: Callable[..., Callable[[], object]], repeats: int, inputs: dict[str, object]) -> Measurement:
+# The work of a measuring process; every such process has its own.
+_work: Callable[[], object]
+
+
+def _prepare(case: Callable[..., Callable[[], object]], inputs: dict[str, object]) -> int:
+    """Build the inputs, run the work once, and again for its peak memory in bytes."""
+    global _work
     torch.set_num_threads(1)
-    with torch.inference_mode():
-        work = case(**inputs)
-        work()
-        extra_memory = _peak_memory_of(work)
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - start)
-    return Measurement(statistics.median(times), extra_memory)
+    torch.set_grad_enabled(False)
+    _work = case(**inputs)
+    _work()
+    return _peak_memory_of(_work)
+
+
+def _time() -> float:
+    """Mean seconds of one run; work of milliseconds is run for a tenth of a second, as timeit does."""
+    runs, start = 0, time.perf_counter()
+    while runs == 0 or time.perf_counter() - start < 0.1:
+        _work()
+        runs += 1
+    return (time.perf_counter() - start) / runs
 
 
 def _peak_memory_of(work: Callable[[], object]) -> int:

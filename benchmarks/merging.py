@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from benchmarks.measure import Measurement, measure, report
+from benchmarks.measure import compare, report
 from vilamp_lite.merging import DifferentialMerger, merge_frames, preceding_keyframe
 
 NUM_PATCHES, QUERY_SIZE, KEYFRAMES_EVERY = 729, 512, 20
@@ -32,18 +32,25 @@ def broadcast(num_frames: int, hidden_size: int) -> Callable[[], object]:
     """As the released code does it: every operand is as large as the video, and every frame's is mapped.
 
     The reference tensor and the broadcast query are made by the work itself, since only this way of working needs them.
+    Cosines are taken in blocks of 60 frames, sums frame by frame.
     """
     merger, patches, references, query = video(num_frames, hidden_size)
 
     def work() -> torch.Tensor:
         reference = patches[references]
         queries = query.repeat(num_frames, NUM_PATCHES, 1)
-        mapped_query, relevance_patches = merger.query_map(queries), merger.relevance_map(patches)
-        mapped_reference, redundancy_patches = merger.reference_map(reference), merger.redundancy_map(patches)
-        relevance = F.cosine_similarity(mapped_query, relevance_patches, dim=-1)
-        redundancy = F.cosine_similarity(mapped_reference, redundancy_patches, dim=-1)
-        weights = ((relevance - redundancy) / merger.temperature).softmax(dim=-1)
-        return (weights[..., None] * patches).sum(1)
+        relevant = merger.query_map(queries), merger.relevance_map(patches)
+        redundant = merger.reference_map(reference), merger.redundancy_map(patches)
+        scores = [
+            F.cosine_similarity(*relevance, dim=-1) - F.cosine_similarity(*redundancy, dim=-1)
+            for relevance, redundancy in zip(
+                zip(*(side.split(60) for side in relevant), strict=True),
+                zip(*(side.split(60) for side in redundant), strict=True),
+                strict=True,
+            )
+        ]
+        weights = (torch.cat(scores) / merger.temperature).softmax(dim=-1)
+        return torch.stack([weight @ frame for weight, frame in zip(weights, patches, strict=True)])
 
     return work
 
@@ -57,9 +64,9 @@ def main() -> None:
     """Measure every case with both methods."""
     rows = []
     for num_frames, hidden_size in CASES:
-        for name, method in METHODS.items():
-            measurement: Measurement = measure(method, num_frames=num_frames, hidden_size=hidden_size)
-            rows.append({"case": f"N = {num_frames}, D = {hidden_size}", "method": name, "measurement": measurement})
+        measured = compare(METHODS, num_frames=num_frames, hidden_size=hidden_size)
+        case = f"N = {num_frames}, D = {hidden_size}"
+        rows += [{"case": case, "method": name, "measurement": measured[name]} for name in METHODS]
     title = f"Merging N frames of {NUM_PATCHES} patches of size D (query size {QUERY_SIZE}), float32, median of 5"
     report("merging", title, "broadcast", rows)
 

@@ -2,6 +2,8 @@
 
 import re
 import statistics
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -94,3 +96,33 @@ def test_notebook_links(path: Path) -> None:
         assert ROOT / link == path
     for target in re.findall(r"\]\((?!http)([^)]+)\)", banner):
         assert (path.parent / target).exists(), target
+
+
+def test_results_in_the_readme_are_the_notebooks() -> None:
+    rows = re.findall(r"^\|(.+)\| (\d\d) \|$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    assert len(rows) == 5
+    for row, number in rows:
+        (path,) = [path for path in NOTEBOOKS if path.stem.startswith(number)]
+        outputs = [
+            output.text
+            for cell in nbformat.read(path, as_version=4).cells
+            if cell.cell_type == "code"
+            for output in cell.outputs
+            if output.output_type == "stream"
+        ]
+        printed = set(re.findall(r"\d+\.\d+", " ".join(outputs)))
+        quoted = re.findall(r"`(\d\.\d+)`", row)
+        assert quoted
+        assert set(quoted) <= printed, row
+
+
+def test_public_names_exist_and_help_is_quick() -> None:
+    import vilamp_lite
+
+    for name in vilamp_lite.__all__:
+        assert getattr(vilamp_lite, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        vilamp_lite.nothing  # noqa: B018
+    code = "import sys, vilamp_lite.cli; print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "False\n"

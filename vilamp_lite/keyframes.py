@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
 
 from vilamp_lite.checks import ArrayLike, choice, describe, finite_number, float_tensor, positive_int
 
@@ -175,6 +174,9 @@ def kmeans_keyframes(
     Raises:
         ValueError: as `select_keyframes`.
     """
+    # Imported here: it takes a second, and only this baseline needs it.
+    from sklearn.cluster import KMeans
+
     frames, query, count = _check_baseline(frame_embeds, query_embed, max_keyframes)
     (relevance,), inverse_norms = _relevance(frames, query[None])
     units = _unit_rows(frames, inverse_norms, torch.arange(len(frames)))

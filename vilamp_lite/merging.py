@@ -219,15 +219,18 @@ def merge_frames(
         raise ValueError(f"reference_of must name one frame for each of {len(patches)}, got {len(references)}")
     _check_inputs(patches, patches[0], query, query_size=merger.query_size, hidden_size=merger.hidden_size)
     mapped_query = merger.map_query(query)
-    tokens, weights, start = [], [], 0
+    # Filled in place: small results kept between large temporaries would pin the allocator's memory.
+    tokens = patches.new_empty(len(patches), patches.shape[2])
+    weights = patches.new_empty(patches.shape[:2])
+    start = 0
     for reference, run in zip(*torch.unique_consecutive(references, return_counts=True), strict=True):
         mapped_reference = merger.map_reference(patches[reference])
-        for chunk in patches[start : start + run].split(chunk_size):
-            chunk_tokens, chunk_weights = merger.merge(chunk, mapped_reference, mapped_query)
-            tokens.append(chunk_tokens)
-            weights.append(chunk_weights)
-        start += int(run)
-    return torch.cat(tokens), torch.cat(weights)
+        stop = start + int(run)
+        for first in range(start, stop, chunk_size):
+            chunk = slice(first, min(first + chunk_size, stop))
+            tokens[chunk], weights[chunk] = merger.merge(patches[chunk], mapped_reference, mapped_query)
+        start = stop
+    return tokens, weights
 
 
 def preceding_keyframe(num_frames: int, keyframes: torch.Tensor, before_first: str = "first") -> torch.Tensor:
