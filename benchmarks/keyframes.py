@@ -72,7 +72,7 @@ CASES = [(n, n // 20) for n in (600, 2_000, 10_000, 100_000, 1_000_000)] + [(10_
 
 
 def main() -> None:
-    """Measure every case with every method that fits."""
+    """Measure every case with every method that can take it."""
     rows = []
     for num_frames, num_scenes in CASES:
         fitting = {name: method for name, method in METHODS.items() if num_frames <= LIMITS.get(name, num_frames)}

@@ -107,7 +107,7 @@ def report(name: str, title: str, baseline: str, rows: list[dict[str, object]]) 
         name: of the result file.
         title: what was measured, with sizes and units.
         baseline: the method the ratios refer to.
-        rows: one for each case and method: `case`, `method`, and `measurement`, or None where it did not fit.
+        rows: one for each case and method: `case`, `method`, and `measurement`, or None where it was not run.
     """
     baselines = {row["case"]: row["measurement"] for row in rows if row["method"] == baseline}
     records = []
@@ -136,7 +136,7 @@ def _text(row: dict[str, object], column: int) -> str:
     if column < 2:
         return str(row[("case", "method")[column]])
     if "seconds" not in row:
-        return "does not fit"
+        return "not run"
     if column == 2:
         return f"{row['seconds'] * 1000:,.1f} ms"
     if column == 3:

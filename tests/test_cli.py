@@ -69,6 +69,8 @@ def test_keyframes_table_and_limits() -> None:
         (["keyframes", TOUR, "a cat", "--fps", "nan"], "fps must be"),
         (["keyframes", TOUR, "a cat", "--encoder", "no/such-checkpoint"], "no/such-checkpoint"),
         (["keyframes", TOUR, "a cat", "--strip", "/no/such/folder/x.png"], "no folder /no/such/folder"),
+        (["keyframes", TOUR, "a cat", "--strip", "x.txt"], "must name a .png file"),
+        (["keyframes", TOUR, "a cat", "--relevance-threshold", "3"], "relevance_threshold is a cosine"),
         (["keyframes", TOUR, "a cat", "--device", "abacus"], "abacus"),
     ],
 )
@@ -81,7 +83,21 @@ def test_bad_input_prints_one_line(arguments: list[str | Path], message: str) ->
     assert message in line
 
 
-def test_the_installed_command_exits_with_2() -> None:
-    run = vilamp("probe", "missing.mp4")
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["probe", "missing.mp4"], "vilamp: missing.mp4: no such file; pass the path of a video file"),
+        (["keyframes", "a.mp4"], "vilamp: Missing argument 'QUERY'."),
+        (
+            ["keyframes", "a.mp4", "a cat", "--fps", "abc"],
+            "vilamp: Invalid value for '--fps': 'abc' is not a valid float.",
+        ),
+        (["probe", "a.mp4", "--colour"], "vilamp: No such option: --colour"),
+        (["prob", "a.mp4"], "vilamp: No such command 'prob'. Did you mean 'probe'?"),
+    ],
+)
+def test_the_installed_command_exits_with_2(arguments: list[str], line: str) -> None:
+    run = vilamp(*arguments)
     assert run.returncode == 2
-    assert run.stderr == "vilamp: missing.mp4: no such file; pass the path of a video file\n"
+    assert run.stdout == ""
+    assert run.stderr.splitlines() == [line]

@@ -221,6 +221,15 @@ def test_permuting_frames_permutes_the_result(
     assert one.order.tolist() == [moved[i] for i in other.order]
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e-12, 1e12, 1e22, 1e30])
+def test_very_small_and_large_embeddings(scale: float) -> None:
+    generator = torch.Generator().manual_seed(2)
+    frames, query = torch.randn(100, 16, generator=generator), torch.randn(16, generator=generator)
+    plain, scaled = select_keyframes(frames, query), select_keyframes(frames * scale, query * scale)
+    assert plain.order.tolist() == scaled.order.tolist()
+    torch.testing.assert_close(plain.relevance, scaled.relevance, atol=1e-6, rtol=0)
+
+
 def test_equal_frames_tie_wherever_they_stand() -> None:
     # A matrix–vector product may round the last rows differently; ties must stay ties for every N.
     generator = torch.Generator().manual_seed(0)
@@ -312,7 +321,7 @@ def test_every_selector_keeps_the_contract(name: str, scenes: tuple[torch.Tensor
 def test_baselines_choose_as_they_say(scenes: tuple[torch.Tensor, torch.Tensor]) -> None:
     frames, query = scenes
     relevance = cosines(frames.numpy(), query.numpy())[:, 0]
-    assert SELECTORS["uniform"](frames, query, max_keyframes=4).order.tolist() == [12, 37, 62, 87]
+    assert SELECTORS["uniform"](frames, query, max_keyframes=4).indices.tolist() == [12, 37, 62, 87]
     top = SELECTORS["top_relevance"](frames, query, max_keyframes=10).order.tolist()
     assert top == np.argsort(-relevance, kind="stable")[:10].tolist()
     # Ten clusters find the ten scenes; the frame of each is its most relevant one.
@@ -396,7 +405,7 @@ def test_bad_max_keyframes(name: str, count: object) -> None:
     ("settings", "message"),
     [
         *[({"similarity_threshold": bad}, "similarity_threshold") for bad in (*BAD_NUMBERS, 1.01, -1.01, "0.8")],
-        *[({"relevance_threshold": bad}, "relevance_threshold") for bad in (*BAD_NUMBERS, "0.2")],
+        *[({"relevance_threshold": bad}, "relevance_threshold") for bad in (*BAD_NUMBERS, "0.2", 1.5, -2)],
         ({"fill": "all"}, "fill must be one of 'none', 'gaps', got 'all'"),
     ],
 )
@@ -409,6 +418,8 @@ def test_bad_baseline_settings() -> None:
     for trade_off in (*BAD_NUMBERS, -0.1, 1.1):
         with pytest.raises(ValueError, match="trade_off"):
             mmr_keyframes(FRAMES, QUERY, trade_off=trade_off)
+    with pytest.raises(ValueError, match="seed must be an integer"):
+        kmeans_keyframes(FRAMES, QUERY, seed=-1)
     with pytest.raises(ValueError, match="max_depth"):
         adaptive_keyframes(FRAMES, QUERY, max_depth=0)
     with pytest.raises(ValueError, match="contrast"):

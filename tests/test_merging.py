@@ -336,8 +336,19 @@ def test_non_finite_patches(name: str, bad: float) -> None:
         EVERY_MERGER[name](patches, REFERENCE, QUERY)
 
 
-@pytest.mark.parametrize("merge", [differential_merge, DifferentialMerger(8, 8)])
-def test_non_finite_reference_and_query(merge: object) -> None:
+@pytest.mark.parametrize("name", EVERY_MERGER)
+def test_numpy_input_and_mixed_types(name: str) -> None:
+    from_numpy = EVERY_MERGER[name](PATCHES.numpy(), REFERENCE.numpy(), QUERY.numpy())
+    torch.testing.assert_close(from_numpy, EVERY_MERGER[name](PATCHES, REFERENCE, QUERY))
+    with pytest.raises(ValueError, match="reference must have the type of patches"):
+        EVERY_MERGER[name](PATCHES, REFERENCE.double(), QUERY)
+    with pytest.raises(ValueError, match="patches must be a floating-point"):
+        EVERY_MERGER[name](None, REFERENCE, QUERY)
+
+
+@pytest.mark.parametrize("name", EVERY_MERGER)
+def test_non_finite_reference_and_query(name: str) -> None:
+    merge = EVERY_MERGER[name]
     with pytest.raises(ValueError, match="reference holds NaN or infinity"):
         merge(PATCHES, REFERENCE * float("nan"), QUERY)
     with pytest.raises(ValueError, match="query holds NaN or infinity"):
@@ -371,6 +382,8 @@ def test_bad_sizes_and_words() -> None:
         (lambda: pool_patches(torch.ones(1, 12, 4)), "square grid"),
         (lambda: preceding_keyframe(0, torch.tensor([0])), "num_frames"),
         (lambda: preceding_keyframe(4, torch.tensor([], dtype=torch.int64)), "keyframes must be a non-empty"),
+        (lambda: preceding_keyframe(4, None), "keyframes must be a non-empty"),
+        (lambda: pool_patches(torch.full((1, 9, 2), float("nan"))), "patches holds NaN"),
         (lambda: preceding_keyframe(4, torch.tensor([4])), "keyframes must lie in 0…3, got 4…4"),
         (lambda: preceding_keyframe(4, torch.tensor([1.5])), "keyframes must be a non-empty"),
         (lambda: preceding_keyframe(4, torch.tensor([1]), "last"), "before_first must be one of"),
@@ -398,3 +411,8 @@ def test_bad_videos_and_weights() -> None:
     weights["linear_ik.bias"] = torch.zeros(3)
     with pytest.raises(ValueError, match="do not fit together"):
         DifferentialMerger.from_released_weights(weights)
+    for tau in (0.0, float("nan")):
+        with pytest.raises(ValueError, match="temperature must be a finite number above 0"):
+            DifferentialMerger.from_released_weights(weights | {"tau": torch.tensor(tau)})
+    with pytest.raises(ValueError, match="weights must map names"):
+        DifferentialMerger.from_released_weights(None)

@@ -24,7 +24,12 @@ def write_notebook(path: Path, *sources: str) -> Path:
 
 def test_a_run_leaves_everything_behind(tmp_path: Path) -> None:
     drawing = "import matplotlib.pyplot as plt\nplt.plot([size, 2])\nplt.show()\nplt.plot([3, 1])\nplt.show()"
-    notebook = write_notebook(tmp_path / "draw.ipynb", "size: int = 1  # how large", "print('size is', size)", drawing)
+    notebook = write_notebook(
+        tmp_path / "draw.ipynb",
+        "size: int = 1  # how large\nname: str = 'x'  # whose",
+        "print('size is', size)",
+        drawing,
+    )
     before = notebook.read_bytes()
     run = run_notebook(notebook, tmp_path / "out", {"size": 7})
     folder = tmp_path / "out" / "draw"
@@ -33,7 +38,7 @@ def test_a_run_leaves_everything_behind(tmp_path: Path) -> None:
     assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in run.figures)
     assert "size is 7" in (folder / "draw.html").read_text()
     result = json.loads((folder / "result.json").read_text())
-    assert result["parameters"] == {"size": 7}
+    assert result["parameters"] == {"size": 7, "name": "'x'"}
     assert result["versions"]["torch"]
     assert notebook.read_bytes() == before
 

@@ -1,5 +1,6 @@
 """Scene labels, ranks, hits and coverage."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -63,10 +64,25 @@ def test_hits_and_coverage() -> None:
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
-    for text in ("", "[]", '{"scenes": [{"photo": "cat"}]}'):
+    for text in ("", "[]", '{"scenes": [{"photo": "cat"}]}', '{"scenes": "cat"}'):
         path = tmp_path / "scenes.json"
         path.write_text(text)
         with pytest.raises(ValueError, match=r"scenes\.json is not a list of scenes"):
             load_scenes(path)
     with pytest.raises(ValueError, match=r"missing\.json"):
         load_scenes(tmp_path / "missing.json")
+    scene = {"photo": "cat", "title": "A cat", "start": 0, "end": 5, "queries": ["a cat"]}
+    for change in ({"start": 4}, {"start": 6}, {"end": 5}, {"end": float("nan")}):
+        (tmp_path / "gap.json").write_text(json.dumps({"scenes": [scene, scene | {"start": 5, "end": 9} | change]}))
+        with pytest.raises(ValueError, match="without gaps"):
+            load_scenes(tmp_path / "gap.json")
+
+
+def test_bad_frames_are_refused() -> None:
+    with pytest.raises(ValueError, match="relevance holds NaN"):
+        rank_of_photo(np.array([0.1, np.nan, 0.2, 0.3, 0.4]), PHOTOS, "cat")
+    for keyframes, groups in (([5], PHOTOS), ([-1], PHOTOS), ([], PHOTOS[:0])):
+        with pytest.raises(ValueError, match="keyframes must lie among"):
+            coverage(np.array(keyframes), groups)
+    with pytest.raises(ValueError, match="scenes is empty"):
+        scene_of_frames([], np.array([0.0]))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.exceptions import Abort, TyperException
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,6 +37,14 @@ def _one_line_errors() -> Iterator[None]:
         except (ValueError, ImportError, OSError) as error:
             _errors.print(f"vilamp: {' '.join(str(error).split())}", markup=False)
             raise typer.Exit(2) from error
+
+
+def _check_picture_path(path: Path) -> None:
+    """Refuse a path that no PNG can be written to, before hours of decoding."""
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise ValueError(f"--strip must name a .png file, got {path}")
+    if not path.resolve().parent.is_dir():
+        raise ValueError(f"--strip: there is no folder {path.resolve().parent}")
 
 
 @app.command()
@@ -86,8 +96,8 @@ def keyframes(
 ) -> None:
     """Choose the frames of VIDEO that answer QUERY and differ from each other (the paper's Algorithm 1)."""
     with _one_line_errors():
-        if strip is not None and not strip.resolve().parent.is_dir():
-            raise ValueError(f"--strip: there is no folder {strip.resolve().parent}")
+        if strip is not None:
+            _check_picture_path(strip)
         # Imported here: torch takes seconds, and `vilamp --help` should not.
         import torch
 
@@ -109,6 +119,8 @@ def keyframes(
         query_embed = frame_encoder.encode_text([query])[0]
         embedding = embed_video(video, frame_encoder, **sampling)
         selection = select_keyframes(embedding.embeds, query_embed, **settings)
+        if strip is not None and not len(selection.indices):
+            raise ValueError("--strip: no frame was chosen; lower --relevance-threshold")
         if strip is not None:
             from vilamp_lite.plots import film_strip, set_style
             from vilamp_lite.video import frames_at
@@ -155,5 +167,20 @@ def keyframes(
     Console().print(table)
 
 
+def main() -> None:
+    """Run the command; misuse, too, is one line on stderr and exit code 2."""
+    try:
+        # Without standalone mode typer hands errors of usage back instead of drawing a box around them.
+        code = app(standalone_mode=False)
+    except TyperException as error:
+        # Without arguments the help has been printed, and there is nothing to add.
+        if message := " ".join(error.format_message().split()):
+            _errors.print(f"vilamp: {message}", markup=False)
+        code = 2
+    except Abort:
+        code = 130
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    app()
+    main()

@@ -18,6 +18,7 @@ import torch
 from vilamp_lite.checks import ArrayLike, choice, describe, finite_number, float_tensor, positive_int
 
 _SCORED_ROWS = 256  # few enough to stay in a core's cache between the two dot products
+_SAFE_SQUARES = (1e-20, 1e36)  # float32 keeps its precision between them
 _FEWEST_CANDIDATES, _MOST_CANDIDATES = 64, 192  # fetched at a time
 
 
@@ -73,10 +74,8 @@ def select_keyframes(
     """
     frames, queries = _check_embeds(frame_embeds, query_embed)
     max_keyframes = positive_int("max_keyframes", max_keyframes)
-    similarity_threshold = finite_number("similarity_threshold", similarity_threshold)
-    if not -1 <= similarity_threshold <= 1:
-        raise ValueError(f"similarity_threshold is a cosine, from -1 to 1, got {similarity_threshold}")
-    floor = -math.inf if relevance_threshold is None else finite_number("relevance_threshold", relevance_threshold)
+    similarity_threshold = _cosine_bound("similarity_threshold", similarity_threshold)
+    floor = -math.inf if relevance_threshold is None else _cosine_bound("relevance_threshold", relevance_threshold)
     choice("fill", fill, ("none", "gaps"))
 
     relevances, inverse_norms = _relevance(frames, queries)
@@ -95,8 +94,10 @@ def select_keyframes(
 def uniform_keyframes(frame_embeds: ArrayLike, query_embed: ArrayLike, *, max_keyframes: int = 32) -> KeyframeSelection:
     """Choose the middle frames of K equal parts of the video, whatever they show (Table 2's baseline).
 
+    `order` ranks them by relevance, so that "the first five" means the same as for the other selectors.
+
     Args:
-        frame_embeds: [N, D] floating point; used only for the scores that the result reports.
+        frame_embeds: [N, D] floating point; used only to rank the frames and report their scores.
         query_embed: [D]; likewise.
         max_keyframes: K; min(N, K) frames are chosen.
 
@@ -104,8 +105,8 @@ def uniform_keyframes(frame_embeds: ArrayLike, query_embed: ArrayLike, *, max_ke
         ValueError: as `select_keyframes`.
     """
     frames, query, count = _check_baseline(frame_embeds, query_embed, max_keyframes)
-    order = [(2 * part + 1) * len(frames) // (2 * count) for part in range(count)]
-    return _baseline_selection(frames, query, order)
+    middles = {(2 * part + 1) * len(frames) // (2 * count) for part in range(count)}
+    return _ranked_selection(frames, query, middles)
 
 
 def top_relevance_keyframes(
@@ -172,11 +173,13 @@ def kmeans_keyframes(
         seed: of the clustering.
 
     Raises:
-        ValueError: as `select_keyframes`.
+        ValueError: as `select_keyframes`, or a negative seed.
     """
     # Imported here: it takes a second, and only this baseline needs it.
     from sklearn.cluster import KMeans
 
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed must be an integer of at least 0, got {describe(seed)}")
     frames, query, count = _check_baseline(frame_embeds, query_embed, max_keyframes)
     (relevance,), inverse_norms = _relevance(frames, query[None])
     units = _unit_rows(frames, inverse_norms, torch.arange(len(frames)))
@@ -231,8 +234,7 @@ def adaptive_keyframes(
         first = min(max(share // 2, share - (stop - middle)), middle - start)
         return sample(start, middle, first, depth + 1) + sample(middle, stop, share - first, depth + 1)
 
-    chosen = set(sample(0, len(frames), count, 0))
-    return _baseline_selection(frames, query, [f for f in _by_relevance(relevance).tolist() if f in chosen])
+    return _ranked_selection(frames, query, set(sample(0, len(frames), count, 0)))
 
 
 SELECTORS: dict[str, Callable[..., KeyframeSelection]] = {
@@ -243,6 +245,12 @@ SELECTORS: dict[str, Callable[..., KeyframeSelection]] = {
     "kmeans": kmeans_keyframes,
     "adaptive": adaptive_keyframes,
 }
+
+
+def _cosine_bound(name: str, value: float) -> float:
+    if not -1 <= finite_number(name, value) <= 1:
+        raise ValueError(f"{name} is a cosine, from -1 to 1, got {value}")
+    return float(value)
 
 
 def _check_embeds(frame_embeds: ArrayLike, query_embed: ArrayLike) -> tuple[torch.Tensor, torch.Tensor]:
@@ -280,27 +288,37 @@ def _relevance(
     """
     units = queries.numpy()
     dots = np.empty((len(units), len(frames)), units.dtype)
-    squares = np.empty(len(frames), units.dtype)
+    norms = np.empty(len(frames), units.dtype)
     for start in range(0, len(frames), _SCORED_ROWS):
         rows = frames[start : start + _SCORED_ROWS].to("cpu", queries.dtype).numpy()
         part = slice(start, start + len(rows))
         for unit, dot in zip(units, dots, strict=True):
             np.vecdot(rows, unit, out=dot[part])
         if inverse_norms is None:
-            np.vecdot(rows, rows, out=squares[part])
+            norms[part] = _norms(rows)
     if inverse_norms is None:
-        bad = ~np.isfinite(squares)
+        bad = ~np.isfinite(norms)
         if bad.any():
             first = int(bad.argmax())
-            raise ValueError(
-                f"frame_embeds holds NaN or infinity, or values too large to square, first in frame {first}"
-            )
-        inverse_norms = _inverse(torch.from_numpy(squares).sqrt_())
+            raise ValueError(f"frame_embeds holds NaN or infinity, or numbers near the largest, first in frame {first}")
+        inverse_norms = _inverse(torch.from_numpy(norms))
     return torch.from_numpy(dots).mul_(inverse_norms), inverse_norms
 
 
+def _norms(rows: np.ndarray) -> np.ndarray:
+    """Lengths [n] of rows [n, D]; those whose squares leave the range of the type are found in double precision."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.vecdot(rows, rows)
+        unsafe = ~((squares > _SAFE_SQUARES[0]) & (squares < _SAFE_SQUARES[1]))
+        norms = np.sqrt(squares)
+        if unsafe.any():
+            norms[unsafe] = np.linalg.norm(rows[unsafe].astype(np.float64), axis=1)
+    return norms
+
+
 def _inverse(norms: torch.Tensor) -> torch.Tensor:
-    return torch.where(norms > 0, 1 / norms, 0)
+    """One over each norm, and 0 for a norm too small to invert."""
+    return torch.where(norms > torch.finfo(norms.dtype).tiny, 1 / norms, 0)
 
 
 def _by_relevance(relevance: torch.Tensor) -> torch.Tensor:
@@ -424,6 +442,12 @@ def _selection(
         redundancy=torch.tensor(redundancy, dtype=relevance.dtype),
         refused_by=refused_by,
     )
+
+
+def _ranked_selection(frames: torch.Tensor, query: torch.Tensor, chosen: set[int]) -> KeyframeSelection:
+    """A selection by some other rule that has no order of its own: the most relevant frame first."""
+    (relevance,), _ = _relevance(frames, query[None])
+    return _baseline_selection(frames, query, [f for f in _by_relevance(relevance).tolist() if f in chosen])
 
 
 def _baseline_selection(frames: torch.Tensor, query: torch.Tensor, order: list[int]) -> KeyframeSelection:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vilamp_lite.checks import choice, describe, finite_number, float_tensor, positive_int, require_finite
+from vilamp_lite.checks import ArrayLike, choice, describe, finite_number, float_tensor, positive_int, require_finite
 
 # A cosine's denominator is held above this, so that a zero vector has cosine 0 with everything.
 _EPS = 1e-8
@@ -49,7 +49,7 @@ def differential_merge(
     Raises:
         ValueError: NaN or infinity, wrong rank or size, or α not above 0.
     """
-    _check_inputs(patches, reference, query, query_size=patches.shape[-1])
+    patches, reference, query = _check_inputs(patches, reference, query, same_size=True)
     redundancy_weight = finite_number("redundancy_weight", redundancy_weight)
     temperature = finite_number("temperature", temperature, above=0)
     score = _cosine(patches, _unit(query)) - redundancy_weight * _cosine(patches, _unit(reference))
@@ -114,7 +114,7 @@ class DifferentialMerger(nn.Module):
             weights: tensors or arrays under `tau` and `linear_{q,k,iq,ik}.{weight,bias}`; other keys are ignored.
 
         Raises:
-            ValueError: a parameter is missing or has the wrong shape.
+            ValueError: a parameter is missing or has the wrong shape, or τ is not above 0.
         """
         names = {
             "temperature": "tau",
@@ -129,11 +129,14 @@ class DifferentialMerger(nn.Module):
                 for part in ("weight", "bias")
             },
         }
+        if not isinstance(weights, Mapping):
+            raise ValueError(f"weights must map names to tensors, got {describe(weights)}")
         missing = sorted(theirs for theirs in names.values() if theirs not in weights)
         if missing:
             raise ValueError(f"weights lacks {', '.join(missing)}; it holds {', '.join(sorted(weights)) or 'nothing'}")
         state = {ours: torch.as_tensor(weights[theirs]) for ours, theirs in names.items()}
-        merger = cls(*state["query_map.weight"].shape).to(state["query_map.weight"].dtype)
+        query_map = float_tensor("linear_q.weight", state["query_map.weight"], 2)
+        merger = cls(*query_map.shape, temperature=float(state["temperature"])).to(query_map.dtype)
         try:
             merger.load_state_dict(state)
         except RuntimeError as error:
@@ -141,11 +144,14 @@ class DifferentialMerger(nn.Module):
         return merger
 
     def map_query(self, query: torch.Tensor) -> torch.Tensor:
-        """Map a query [query_size] to a unit vector [D]; once per video."""
+        """Map a query [query_size] to a unit vector [D]; once per video. Shapes are checked by `forward`, not here."""
         return _unit(self.query_map(query))
 
     def map_reference(self, reference: torch.Tensor) -> torch.Tensor:
-        """Map a keyframe's patches [M, D] (or [B, M, D]) to unit vectors of the same shape; once per keyframe."""
+        """Map a keyframe's patches [M, D] (or [B, M, D]) to unit vectors of the same shape; once per keyframe.
+
+        Shapes are checked by `forward`, not here.
+        """
         return _unit(self.reference_map(reference))
 
     def merge(
@@ -182,7 +188,8 @@ class DifferentialMerger(nn.Module):
         Raises:
             ValueError: NaN or infinity, or wrong rank or size.
         """
-        _check_inputs(patches, reference, query, query_size=self.query_size, hidden_size=self.hidden_size)
+        sizes = {"query_size": self.query_size, "hidden_size": self.hidden_size}
+        patches, reference, query = _check_inputs(patches, reference, query, **sizes)
         return self.merge(patches, self.map_reference(reference), self.map_query(query))
 
 
@@ -213,11 +220,12 @@ def merge_frames(
         ValueError: NaN or infinity, wrong rank or size, a reference outside the video, or a chunk size below 1.
     """
     positive_int("chunk_size", chunk_size)
-    float_tensor("patches", patches, 3)
+    patches = float_tensor("patches", patches, 3)
     references = _frame_numbers("reference_of", reference_of, len(patches))
     if len(references) != len(patches):
         raise ValueError(f"reference_of must name one frame for each of {len(patches)}, got {len(references)}")
-    _check_inputs(patches, patches[0], query, query_size=merger.query_size, hidden_size=merger.hidden_size)
+    sizes = {"query_size": merger.query_size, "hidden_size": merger.hidden_size}
+    patches, _, query = _check_inputs(patches, patches[0], query, **sizes)
     mapped_query = merger.map_query(query)
     # Filled in place: small results kept between large temporaries would pin the allocator's memory.
     tokens = patches.new_empty(len(patches), patches.shape[2])
@@ -267,14 +275,15 @@ def pool_patches(patches: torch.Tensor) -> torch.Tensor:
         [B, ⌈√M / 2⌉², D].
 
     Raises:
-        ValueError: wrong rank, or M is not a square.
+        ValueError: NaN or infinity, wrong rank, or M is not a square.
     """
-    float_tensor("patches", patches, 3)
+    patches = float_tensor("patches", patches, 3)
     side = math.isqrt(patches.shape[1])
     if side * side != patches.shape[1]:
         raise ValueError(f"patches must form a square grid, got {describe(patches)}")
     grid = patches.unflatten(1, (side, side)).movedim(-1, 1)
     pooled = F.interpolate(grid, size=math.ceil(side / 2), mode="bilinear", align_corners=False)
+    require_finite(pooled, patches=patches)
     return pooled.flatten(2).transpose(1, 2)
 
 
@@ -286,8 +295,10 @@ def mean_merge(
     Raises:
         ValueError: as `differential_merge`.
     """
-    _check_inputs(patches, reference, query)
-    return _pool_checked(patches, torch.zeros_like(patches[..., 0]))
+    patches, reference, query = _check_inputs(patches, reference, query)
+    tokens, weights = _pool(patches, torch.zeros_like(patches[..., 0]))
+    require_finite(tokens, patches=patches)
+    return tokens, weights
 
 
 def max_relevance_merge(
@@ -298,7 +309,7 @@ def max_relevance_merge(
     Raises:
         ValueError: as `differential_merge`.
     """
-    _check_inputs(patches, reference, query, query_size=patches.shape[-1])
+    patches, reference, query = _check_inputs(patches, reference, query, same_size=True)
     relevance = _cosine(patches, _unit(query))
     weights = F.one_hot(relevance.argmax(dim=1), patches.shape[1]).to(patches.dtype)
     tokens = torch.einsum("bm,bmd->bd", weights, patches)
@@ -314,7 +325,7 @@ def drop_merge(
     Raises:
         ValueError: as `differential_merge`.
     """
-    _check_inputs(patches, reference, query)
+    patches, reference, query = _check_inputs(patches, reference, query)
     require_finite(patches, patches=patches)
     return patches.new_zeros(0, patches.shape[2]), patches.new_zeros(0, patches.shape[1])
 
@@ -356,7 +367,8 @@ class QFormerMerger(nn.Module):
         Raises:
             ValueError: NaN or infinity, or wrong rank or size.
         """
-        _check_inputs(patches, reference, query, query_size=self.query_size, hidden_size=self.hidden_size)
+        sizes = {"query_size": self.query_size, "hidden_size": self.hidden_size}
+        patches, reference, query = _check_inputs(patches, reference, query, **sizes)
         asked = (self.token + self.query_map(query)).expand(len(patches), 1, -1)
         normed = self.patch_norm(patches)
         attended, weights = self.attention(asked, normed, normed)
@@ -398,36 +410,44 @@ def _pool(patches: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, to
     return torch.einsum("bm,bmd->bd", weights, patches), weights
 
 
-def _pool_checked(patches: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    tokens, weights = _pool(patches, logits)
-    require_finite(tokens, patches=patches)
-    return tokens, weights
-
-
 def _check_inputs(
-    patches: torch.Tensor,
-    reference: torch.Tensor,
-    query: torch.Tensor,
+    patches: ArrayLike,
+    reference: ArrayLike,
+    query: ArrayLike,
     *,
+    same_size: bool = False,
     query_size: int | None = None,
     hidden_size: int | None = None,
-) -> None:
-    """Reject inputs of the wrong kind, rank or size."""
-    float_tensor("patches", patches, 3)
-    float_tensor("reference", reference, 2, 3)
-    float_tensor("query", query, 1)
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Reject inputs of the wrong kind, rank, type or size; return them as tensors.
+
+    The patches, the only large input, are looked through for NaN only when the result turns out bad (`require_finite`).
+    """
+    patches = float_tensor("patches", patches, 3)
+    reference = float_tensor("reference", reference, 2, 3)
+    query = float_tensor("query", query, 1)
+    for name, other in (("reference", reference), ("query", query)):
+        if other.dtype != patches.dtype:
+            raise ValueError(f"{name} must have the type of patches, {patches.dtype}, got {describe(other)}")
     if hidden_size is not None and patches.shape[2] != hidden_size:
         raise ValueError(f"patches must have size {hidden_size} in the last axis, got {describe(patches)}")
     if reference.shape not in (patches.shape, patches.shape[1:]):
         expected = f"{tuple(patches.shape)} or {tuple(patches.shape[1:])}"
         raise ValueError(f"reference must have the shape {expected} for these patches, got {describe(reference)}")
+    query_size = patches.shape[2] if same_size else query_size
     if query_size is not None and len(query) != query_size:
         raise ValueError(f"query must have size {query_size}, got {describe(query)}")
+    require_finite(query, query=query)
+    require_finite(reference, reference=reference)
+    return patches, reference, query
 
 
 def _frame_numbers(name: str, frames: torch.Tensor, num_frames: int) -> torch.Tensor:
     """Frame numbers [n] as int64, all inside the video."""
-    frames = torch.as_tensor(frames)
+    try:
+        frames = torch.as_tensor(frames)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be a non-empty list of frame numbers, got {describe(frames)}") from error
     if frames.ndim != 1 or frames.numel() == 0 or frames.is_floating_point() or frames.dtype == torch.bool:
         raise ValueError(f"{name} must be a non-empty list of frame numbers, got {describe(frames)}")
     if frames.min() < 0 or frames.max() >= num_frames:

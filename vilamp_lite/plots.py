@@ -227,12 +227,11 @@ def walk_on_circle(embeds: np.ndarray, query: np.ndarray, selection: KeyframeSel
     return figure
 
 
-def score_bars(scores: Mapping[str, Mapping[str, float]], chance: Mapping[str, float] | None = None) -> Figure:
+def score_bars(scores: Mapping[str, Mapping[str, float]]) -> Figure:
     """Compare methods on several scores between 0 and 1, one panel for each score.
 
     Args:
         scores: for each method, its scores by name.
-        chance: for some scores, what guessing gives.
     """
     names = list(next(iter(scores.values())))
     figure, axes = plt.subplots(1, len(names), figsize=(12, 0.4 * len(scores) + 1.2), sharey=True, layout="constrained")
@@ -240,9 +239,6 @@ def score_bars(scores: Mapping[str, Mapping[str, float]], chance: Mapping[str, f
         values = [row[name] for row in scores.values()]
         bars = axis.barh(list(scores), values, color=[_ORANGE if n == "dks" else _BLUE for n in scores])
         axis.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
-        if chance and name in chance:
-            axis.axvline(chance[name], color="black", linestyle="--", linewidth=1, label="chance")
-            axis.legend(fontsize=8)
         axis.set(xlim=(0, 1.18), title=name)
         axis.grid(axis="y", visible=False)
     np.atleast_1d(axes)[0].invert_yaxis()
@@ -266,27 +262,25 @@ def keyframe_sweep(thresholds: Sequence[float], counts: Mapping[int, Sequence[in
     return figure
 
 
-def patch_maps(frame: np.ndarray, reference: np.ndarray, maps: Mapping[str, np.ndarray], limits: Sequence) -> Figure:
-    """Lay maps of patch scores over a frame, beside the keyframe it is compared with.
+def patch_maps(frame: np.ndarray, reference: np.ndarray, maps: Mapping[str, np.ndarray]) -> Figure:
+    """Lay maps of patch scores over a frame, beside its keyframe; each map has its own colour range.
 
     Args:
         frame: uint8 [H, W, 3].
         reference: uint8 [H, W, 3], its keyframe.
         maps: [h, w] values by title.
-        limits: (lowest, highest) value of each map's colours, or None for the map's own.
     """
     panels = 2 + len(maps)
     figure, axes = plt.subplots(1, panels, figsize=(2.5 * panels, 2.1), layout="constrained")
     for axis, picture, title in zip(axes, (reference, frame), ("keyframe", "this frame"), strict=False):
         axis.imshow(picture)
         axis.set_title(title, fontsize=10)
-    for axis, (title, values), limit in zip(axes[2:], maps.items(), limits, strict=True):
-        low, high = limit or (values.min(), values.max())
+    for axis, (title, values) in zip(axes[2:], maps.items(), strict=True):
         axis.imshow(frame.mean(axis=2), cmap="gray", alpha=0.9)
         image = axis.imshow(
             values,
             cmap="cividis",
-            norm=Normalize(low, high),
+            norm=Normalize(values.min(), values.max()),
             alpha=0.65,
             extent=(0, frame.shape[1], frame.shape[0], 0),
             interpolation="nearest",

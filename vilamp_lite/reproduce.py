@@ -82,7 +82,7 @@ def run_notebook(notebook: Path, out: Path, parameters: dict[str, object] | None
     except (CellTimeoutError, DeadKernelError) as failure:
         error = f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
     run = Run(notebook.stem, time.perf_counter() - start, _export(executed, folder), error, str(folder))
-    (folder / "result.json").write_text(json.dumps(asdict(run) | _stamp(parameters or {}), indent=1) + "\n")
+    (folder / "result.json").write_text(json.dumps(asdict(run) | _stamp(notebook, parameters or {}), indent=1) + "\n")
     return run
 
 
@@ -102,12 +102,13 @@ def _export(executed: Path, folder: Path) -> list[str]:
     return names
 
 
-def _stamp(parameters: dict[str, object]) -> dict[str, object]:
+def _stamp(notebook: Path, parameters: dict[str, object]) -> dict[str, object]:
     """What a reader needs to run it again: parameters, commit, versions and hardware."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    defaults = {name: about["default"] for name, about in papermill.inspect_notebook(notebook).items()}
     packages = ("vilamp-lite", "torch", "transformers", "av", "numpy", "papermill")
     return {
-        "parameters": parameters,
+        "parameters": defaults | parameters,
         "commit": commit.stdout.strip() or None,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},

@@ -7,6 +7,7 @@ A photograph that is shown twice answers its queries both times.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +38,19 @@ def load_scenes(path: str | Path) -> list[Scene]:
     """Read scenes in temporal order from a file such as data/photo_tour.json.
 
     Raises:
-        ValueError: the file is missing, is not JSON, or lacks a field.
+        ValueError: the file is missing, is not JSON, lacks a field, or its scenes leave gaps or overlap.
     """
     try:
         records = json.loads(Path(path).read_text())["scenes"]
-        return [Scene(r["photo"], r["title"], float(r["start"]), float(r["end"]), tuple(r["queries"])) for r in records]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        scenes = [
+            Scene(r["photo"], r["title"], float(r["start"]), float(r["end"]), tuple(r["queries"])) for r in records
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a list of scenes: {type(error).__name__}: {error}") from error
+    in_order = all(scene.start < scene.end for scene in scenes)
+    if not scenes or not in_order or any(a.end != b.start for a, b in pairwise(scenes)):
+        raise ValueError(f"{path}: scenes must follow each other without gaps, each ending after its start")
+    return scenes
 
 
 def scene_of_frames(scenes: Sequence[Scene], timestamps: np.ndarray) -> np.ndarray:
@@ -57,8 +64,10 @@ def scene_of_frames(scenes: Sequence[Scene], timestamps: np.ndarray) -> np.ndarr
         [N] int64 positions in `scenes`.
 
     Raises:
-        ValueError: a timestamp outside every scene.
+        ValueError: no scenes, or a timestamp outside every scene.
     """
+    if not scenes:
+        raise ValueError("scenes is empty")
     timestamps = np.asarray(timestamps, dtype=np.float64)
     outside = ~((timestamps >= scenes[0].start) & (timestamps < scenes[-1].end))
     if outside.any():
@@ -81,8 +90,10 @@ def rank_of_photo(relevance: np.ndarray, photo_of_frame: np.ndarray, photo: str)
         photo: the right one.
 
     Raises:
-        ValueError: the photograph is not in the video.
+        ValueError: the photograph is not in the video, or `relevance` holds NaN or infinity.
     """
+    if not np.isfinite(relevance).all():
+        raise ValueError("relevance holds NaN or infinity")
     if photo not in photo_of_frame:
         raise ValueError(f"photo: no frame shows {photo!r}")
     best = {name: relevance[photo_of_frame == name].max() for name in np.unique(photo_of_frame)}
@@ -110,5 +121,11 @@ def coverage(keyframes: np.ndarray, group_of_frame: np.ndarray) -> float:
     Args:
         keyframes: [K'] frame numbers.
         group_of_frame: [N] which group each frame belongs to.
+
+    Raises:
+        ValueError: no frames, or a keyframe outside the video.
     """
-    return len(np.unique(group_of_frame[np.asarray(keyframes)])) / len(np.unique(group_of_frame))
+    keyframes = np.asarray(keyframes, dtype=np.int64)
+    if not len(group_of_frame) or ((keyframes < 0) | (keyframes >= len(group_of_frame))).any():
+        raise ValueError(f"keyframes must lie among the {len(group_of_frame)} frames, got {keyframes.tolist()}")
+    return len(np.unique(group_of_frame[keyframes])) / len(np.unique(group_of_frame))
