@@ -28,7 +28,7 @@ from video_files import (
     write_video,
 )
 
-from vilamp_lite.video import VideoError, _nearest, probe, stream_frames
+from vilamp_lite.video import VideoError, _nearest, frames_at, probe, stream_frames
 
 try:
     import decord
@@ -497,3 +497,15 @@ def test_memory_does_not_grow_with_the_number_of_samples(tmp_path):
     (few, small), (many, large) = peak(1), peak(10)
     assert (few, many) == (200, 2000)
     assert large - small < 25, "MB; 1,800 more pictures are 130 MB"
+
+
+def test_frames_at_collects_samples_in_any_order(clips):
+    everything = np.concatenate([batch.frames for batch in stream_frames(clips / "plain.mp4", fps=2)])
+    picked = frames_at(clips / "plain.mp4", [3, 0, 3], fps=2, batch_size=2)
+    assert np.array_equal(picked, everything[[3, 0, 3]])
+
+
+@pytest.mark.parametrize("samples", [[], [-1], [0.5], [[1]], [[1], [1, 2]], [10_000], "0"])
+def test_frames_at_refuses_what_are_not_samples(clips, samples):
+    with pytest.raises(ValueError, match="samples must"):
+        frames_at(clips / "plain.mp4", samples, fps=2)

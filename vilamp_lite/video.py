@@ -30,7 +30,7 @@ from PIL import Image
 Backend = Literal["auto", "decord", "pyav"]
 
 _BACKENDS = ("auto", "decord", "pyav")
-_MAX_FPS = 1000
+_MIN_FPS, _MAX_FPS = 1e-6, 1000
 # Containers whose header states the length of the video. For others (MPEG-TS, raw streams) FFmpeg only estimates it
 # from the packets, so it can't tell that some are missing.
 _LENGTH_IN_HEADER = ("mov", "matroska", "avi", "flv", "asf")
@@ -118,13 +118,13 @@ def stream_frames(
 
     Args:
         path: The video file.
-        fps: Samples per second of video, at most 1000.
+        fps: Samples per second of video, from 1e-6 to 1000.
         max_frames: Keep at most this many samples, spread evenly over the whole video; the others aren't decoded
             into pictures.
         batch_size: Samples per batch; the last batch may hold fewer.
         size: Height and width to resize the pictures to (bicubic); as stored when left out.
-        backend: "pyav", "decord", or "auto", which is PyAV: equally fast, a quarter of the memory, and unlike
-            decord it notices damage inside a frame.
+        backend: "pyav", "decord", or "auto", which is PyAV: unlike decord it notices damage inside a frame, it needs
+            less memory, and it is about as fast.
 
     Returns:
         An iterator over batches. Together they hold exactly the planned samples.
@@ -170,7 +170,10 @@ def frames_at(path: str | os.PathLike[str], samples: Sequence[int], **sampling: 
         ValueError: If `samples` is empty or holds anything but numbers of samples, or as `stream_frames`.
         VideoError: As `stream_frames`.
     """
-    wanted = np.asarray(samples)
+    try:
+        wanted = np.asarray(samples)
+    except ValueError as error:
+        raise ValueError(f"samples must be a non-empty list of sample numbers, got {samples!r}") from error
     if wanted.ndim != 1 or not len(wanted) or not np.issubdtype(wanted.dtype, np.integer) or wanted.min() < 0:
         raise ValueError(f"samples must be a non-empty list of sample numbers, got {samples!r}")
     pictures, start = {}, 0
@@ -193,8 +196,8 @@ def _checked_path(path: Any) -> Path:
 
 
 def _checked_fps(fps: Any) -> Fraction:
-    if isinstance(fps, bool) or not isinstance(fps, Real) or not 0 < fps <= _MAX_FPS:
-        raise ValueError(f"fps must be a number above 0 and at most {_MAX_FPS}, got {fps!r}")
+    if isinstance(fps, bool) or not isinstance(fps, Real) or not _MIN_FPS <= fps <= _MAX_FPS:
+        raise ValueError(f"fps must be a number from {_MIN_FPS:g} to {_MAX_FPS}, got {fps!r}")
     return Fraction(fps) if isinstance(fps, Fraction) else Fraction(float(fps))
 
 
