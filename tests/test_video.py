@@ -307,7 +307,7 @@ def test_each_sample_is_the_nearest_frame(clips, name, fps):
     numbers, _, indices, timestamps = sample(clips / name, fps=fps)
     # Fractions, so that ties (20 samples of 10 frames a second) are ties.
     exact = [Fraction(time).limit_denominator(30000) for time in times]
-    expected = nearest_by_hand(exact, Fraction(fps), Fraction(info.duration).limit_denominator(30000))
+    expected = nearest_by_hand(exact, Fraction(str(fps)), Fraction(info.duration).limit_denominator(30000))
     assert numbers == indices.tolist() == expected
     assert timestamps.tolist() == [times[frame] for frame in expected]
 
@@ -338,6 +338,39 @@ def test_batches_only_divide_the_result(clips, batch_size):
         assert joined_field.dtype == field.dtype
 
 
+@pytest.mark.parametrize("sampling", [{}, {"fps": 7.3}, {"fps": 40, "batch_size": 7}, {"max_frames": 4}])
+@pytest.mark.parametrize(
+    "name", ["variable rate", "29.97 fps", "edit list: 17 frames hidden", "MPEG-TS, starting late", "one frame", "gif"]
+)
+def test_the_number_of_samples_is_known_before_decoding(table_files, name, sampling):
+    stream = stream_frames(table_files[name], **sampling)
+    planned = stream.num_frames
+    assert stream.info == probe(table_files[name])
+    assert sum(len(batch.frames) for batch in stream) == planned
+    assert stream.num_frames == planned
+    assert planned == min(math.ceil(stream.info.duration * sampling.get("fps", 1)), sampling.get("max_frames", planned))
+
+
+def is_open(path: Path) -> bool:
+    """Tell whether this process holds the file open (Linux)."""
+    return any(link.is_symlink() and link.readlink() == path for link in Path("/proc/self/fd").iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_stream_closes_its_file(clips):
+    path = clips / "plain.mp4"
+    stream = stream_frames(path, batch_size=2)
+    assert not is_open(path)
+    next(stream)
+    assert is_open(path)
+    stream.close()
+    assert not is_open(path)
+    assert list(stream) == []
+    stream = stream_frames(path, batch_size=6)
+    next(stream)  # the last batch
+    assert not is_open(path)
+
+
 def test_types_and_shapes(clips):
     frames, indices, timestamps = next(stream_frames(str(clips / "sideways.mp4")))
     assert (frames.dtype, indices.dtype, timestamps.dtype) == (np.uint8, np.int64, np.float64)
@@ -356,6 +389,12 @@ def test_size(clips, size):
 
 
 @pytest.mark.skipif(decord is None, reason="decord isn't installed")
+def test_a_rate_means_its_decimals(tmp_path):
+    """The float 0.1 is a little more than 1/10; ten seconds still hold one sample, and not a second at their end."""
+    path = write_video(tmp_path / "ten.mp4", count=100, rate=10)
+    assert stream_frames(path, fps=0.1).num_frames == 1
+
+
 @pytest.mark.parametrize("fps", [0.3, 1, 3, 10, 30])
 @pytest.mark.parametrize(
     "name",
@@ -411,6 +450,20 @@ def test_damaged_packets_are_skipped_and_counted(tmp_path):
         warned += any(re.search(r"skipped [1-9]\d* damaged packets", str(item.message)) for item in caught)
     assert warned >= 15  # in a few files the byte changes a picture in a way that H.264 can't notice
     assert misread < 0.01 * samples
+
+
+@pytest.mark.parametrize("batches", [8, 10])
+def test_damage_is_reported_to_the_caller_who_stops(tmp_path, batches):
+    path = damaged_copies(tmp_path, gop=10)[0]  # the eighth sample is lost
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        stream = stream_frames(path, batch_size=1)
+        for _ in range(batches):
+            next(stream)
+        stream.close()
+    assert len(caught) == 1
+    assert "damaged packets" in str(caught[0].message)
+    assert caught[0].filename == __file__
 
 
 def test_damage_with_no_intact_frame_near_is_an_error(tmp_path):
@@ -509,3 +562,15 @@ def test_frames_at_collects_samples_in_any_order(clips):
 def test_frames_at_refuses_what_are_not_samples(clips, samples):
     with pytest.raises(ValueError, match="samples must"):
         frames_at(clips / "plain.mp4", samples, fps=2)
+
+
+def test_frames_at_refuses_samples_beyond_the_end_before_decoding(table_files):
+    with pytest.raises(ValueError, match=r"samples must lie in 0…11 with this sampling, got 12"):
+        frames_at(table_files["zeros for a fifth of it"], [0, 12], fps=2)
+
+
+def test_frames_at_stops_at_the_last_sample(table_files):
+    path = table_files["zeros for a fifth of it"]
+    assert read_numbers(frames_at(path, [4, 1], fps=2, batch_size=5)) == [20, 5]
+    with pytest.raises(VideoError, match="is damaged"):
+        frames_at(path, [4, 11], fps=2, batch_size=5)

@@ -14,8 +14,8 @@ time of every frame, so that the frames to deliver are known, and a file cut sho
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
@@ -86,6 +86,27 @@ class FrameBatch(NamedTuple):
     timestamps: np.ndarray
 
 
+class FrameStream(Iterator[FrameBatch]):
+    """The samples of a video, a batch at a time; made by `stream_frames`, before anything is decoded.
+
+    Attributes:
+        num_frames: Samples in all batches together.
+        info: What the file holds.
+    """
+
+    def __init__(self, batches: Generator[FrameBatch, None, None], num_frames: int, info: VideoInfo):
+        self.num_frames = num_frames
+        self.info = info
+        self._batches = batches
+
+    def __next__(self) -> FrameBatch:
+        return next(self._batches)
+
+    def close(self) -> None:
+        """End the stream early and close the file."""
+        self._batches.close()
+
+
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
     """Describe a video file without decoding more than one frame.
 
@@ -110,7 +131,7 @@ def stream_frames(
     batch_size: int = 32,
     size: tuple[int, int] | None = None,
     backend: Backend = "auto",
-) -> Iterator[FrameBatch]:
+) -> FrameStream:
     """Sample a video by timestamp and stream the pictures in order.
 
     Sample i is the frame nearest to i / fps seconds after the first frame (of two equally near, the earlier), for
@@ -127,7 +148,7 @@ def stream_frames(
             less memory, and it is about as fast.
 
     Returns:
-        An iterator over batches. Together they hold exactly the planned samples.
+        An iterator over batches. Together they hold exactly the planned samples, `num_frames` of them.
 
     Raises:
         ValueError: If an argument makes no sense. Raised by the call, before the first batch.
@@ -152,11 +173,14 @@ def stream_frames(
         pictures = _decord_pictures(_open_with_decord(timeline), timeline, plan)
     else:
         pictures = _pyav_pictures(timeline, plan)
-    return _batched(pictures, timeline, len(plan.positions), batch_size, size)
+    count = len(plan.positions)
+    return FrameStream(_batched(pictures, timeline, count, batch_size, size), count, timeline.info)
 
 
 def frames_at(path: str | os.PathLike[str], samples: Sequence[int], **sampling: Any) -> np.ndarray:
     """Collect a few samples of a stream, such as its keyframes; memory holds these and one batch.
+
+    Nothing after the last of them is decoded, but for the rest of its batch.
 
     Args:
         path: The video file.
@@ -167,7 +191,8 @@ def frames_at(path: str | os.PathLike[str], samples: Sequence[int], **sampling: 
         Their RGB pictures, uint8 [len(samples), H, W, 3].
 
     Raises:
-        ValueError: If `samples` is empty or holds anything but numbers of samples, or as `stream_frames`.
+        ValueError: If `samples` is empty or holds anything but numbers of samples, or as `stream_frames`. Raised
+            before decoding starts.
         VideoError: As `stream_frames`.
     """
     try:
@@ -176,13 +201,16 @@ def frames_at(path: str | os.PathLike[str], samples: Sequence[int], **sampling: 
         raise ValueError(f"samples must be a non-empty list of sample numbers, got {samples!r}") from error
     if wanted.ndim != 1 or not len(wanted) or not np.issubdtype(wanted.dtype, np.integer) or wanted.min() < 0:
         raise ValueError(f"samples must be a non-empty list of sample numbers, got {samples!r}")
+    stream, last = stream_frames(path, **sampling), wanted.max()
+    if last >= stream.num_frames:
+        raise ValueError(f"samples must lie in 0…{stream.num_frames - 1} with this sampling, got {last}")
     pictures, start = {}, 0
-    for batch in stream_frames(path, **sampling):
-        here = np.unique(wanted[(wanted >= start) & (wanted < start + len(batch.frames))])
-        pictures |= {int(n): batch.frames[n - start].copy() for n in here}
-        start += len(batch.frames)
-    if wanted.max() >= start:
-        raise ValueError(f"samples must lie in 0…{start - 1} with this sampling, got {wanted.max()}")
+    with closing(stream):
+        while start <= last:
+            frames = next(stream).frames
+            here = np.unique(wanted[(wanted >= start) & (wanted < start + len(frames))])
+            pictures |= {int(n): frames[n - start].copy() for n in here}
+            start += len(frames)
     return np.stack([pictures[int(n)] for n in wanted])
 
 
@@ -198,7 +226,8 @@ def _checked_path(path: Any) -> Path:
 def _checked_fps(fps: Any) -> Fraction:
     if isinstance(fps, bool) or not isinstance(fps, Real) or not _MIN_FPS <= fps <= _MAX_FPS:
         raise ValueError(f"fps must be a number from {_MIN_FPS:g} to {_MAX_FPS}, got {fps!r}")
-    return Fraction(fps) if isinstance(fps, Fraction) else Fraction(float(fps))
+    # By its decimals: the float 0.1 is a little more than 1/10, and would add a 13th sample to two minutes.
+    return fps if isinstance(fps, Fraction) else Fraction(repr(float(fps)))
 
 
 def _checked_count(name: str, count: Any) -> int:
@@ -323,13 +352,15 @@ def _scan_packets(path: Path, container: av.container.InputContainer, stream: av
     scan = _Scan([])
     latest = None
     second = 1 / stream.time_base
+    ends: dict[int, int] = {}  # of each stream, in its own time base: a fraction for each packet would double the time
     for packet in _demux(container):
         tick = _tick(packet)
         if tick is None:
             continue
         end = tick + (packet.duration or 0)
-        scan.reached = max(scan.reached, end * packet.time_base)
-        if packet.stream_index != stream.index:
+        index = packet.stream_index
+        ends[index] = max(ends.get(index, 0), end)
+        if index != stream.index:
             continue
         if latest is not None and packet.dts is not None and latest - packet.dts > second:
             raise VideoError(
@@ -342,6 +373,7 @@ def _scan_packets(path: Path, container: av.container.InputContainer, stream: av
         else:
             scan.ticks.append(tick)
             scan.end = max(scan.end, end)
+    scan.reached = max((end * container.streams[index].time_base for index, end in ends.items()), default=Fraction(0))
     return scan
 
 
@@ -436,7 +468,7 @@ def _nearest(ticks: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 # --- Decoding ----------------------------------------------------------------------------------------------------
 
-_Pictures = Iterator[tuple[np.ndarray, int]]  # RGB picture [H, W, 3] and the position of its frame
+_Pictures = Generator[tuple[np.ndarray, int], None, None]  # RGB picture [H, W, 3] and the position of its frame
 
 
 @dataclass
@@ -447,7 +479,7 @@ class _Damage:
     stand_ins: int = 0
 
 
-def _intact_frames(path: Path, damage: _Damage) -> Iterator[av.VideoFrame]:
+def _intact_frames(path: Path, damage: _Damage) -> Generator[av.VideoFrame, None, None]:
     """Decode a file and yield the frames that are as they were encoded, in order of presentation.
 
     Measured on H.264 and MPEG-4 files with flipped bytes: of the frames from the first sign of damage to the next
@@ -488,24 +520,25 @@ def _intact_frames(path: Path, damage: _Damage) -> Iterator[av.VideoFrame]:
 
 def _pyav_pictures(timeline: _Timeline, plan: _Plan) -> _Pictures:
     path, ticks, damage = timeline.info.path, timeline.ticks, _Damage()
-    frames = _intact_frames(path, damage)
-    before, frame = None, next(frames, None)
-    converted = picture = None
-    for target, position in zip(plan.targets, plan.positions, strict=True):
-        while frame is not None and frame.pts < ticks[position]:
-            before, frame = frame, next(frames, None)
-        chosen = frame
-        if frame is None or frame.pts != ticks[position]:
-            chosen = _stand_in(timeline, target, plan.reach, before, frame)
-            damage.stand_ins += 1
-        if chosen is not converted:
-            converted, picture = chosen, _upright(chosen.to_ndarray(format="rgb24"), chosen.rotation)
-        yield picture, int(np.searchsorted(ticks, chosen.pts))
+    # Who ends the stream early is also told what was skipped until then.
+    with suppress(GeneratorExit), closing(_intact_frames(path, damage)) as frames:
+        before, frame = None, next(frames, None)
+        converted = picture = None
+        for target, position in zip(plan.targets, plan.positions, strict=True):
+            while frame is not None and frame.pts < ticks[position]:
+                before, frame = frame, next(frames, None)
+            chosen = frame
+            if frame is None or frame.pts != ticks[position]:
+                chosen = _stand_in(timeline, target, plan.reach, before, frame)
+                damage.stand_ins += 1
+            if chosen is not converted:
+                converted, picture = chosen, _upright(chosen.to_ndarray(format="rgb24", threads=1), chosen.rotation)
+            yield picture, int(np.searchsorted(ticks, chosen.pts))
     if damage.packets or damage.stand_ins:
         warnings.warn(
             f"{path}: skipped {damage.packets} damaged packets; {damage.stand_ins} of {len(plan.positions)} samples "
             "show the nearest intact frame instead of their own",
-            stacklevel=3,
+            stacklevel=4,  # who takes the batches: past `_batched` and `FrameStream`
         )
 
 
@@ -603,18 +636,21 @@ def _decord_pictures(reader: Any, timeline: _Timeline, plan: _Plan) -> _Pictures
 
 def _batched(
     pictures: _Pictures, timeline: _Timeline, count: int, batch_size: int, size: tuple[int, int] | None
-) -> Iterator[FrameBatch]:
+) -> Generator[FrameBatch, None, None]:
     height, width = size or (timeline.info.height, timeline.info.width)
-    for start in range(0, count, batch_size):
-        rows = min(batch_size, count - start)
-        frames = np.empty((rows, height, width, 3), np.uint8)
-        positions = np.empty(rows, np.int64)
-        for row, (picture, position) in enumerate(islice(pictures, rows)):
-            frames[row] = _resized(picture, height, width)
-            positions[row] = position
-        if start + rows == count:
-            next(pictures, None)  # lets the decoder report what it skipped, and closes the file
-        yield FrameBatch(frames, positions, timeline.seconds(timeline.ticks[positions]))
+    try:
+        for start in range(0, count, batch_size):
+            rows = min(batch_size, count - start)
+            frames = np.empty((rows, height, width, 3), np.uint8)
+            positions = np.empty(rows, np.int64)
+            for row, (picture, position) in enumerate(islice(pictures, rows)):
+                frames[row] = _resized(picture, height, width)
+                positions[row] = position
+            if start + rows == count:
+                pictures.close()  # before the last batch: who knows their number won't ask for another
+            yield FrameBatch(frames, positions, timeline.seconds(timeline.ticks[positions]))
+    finally:
+        pictures.close()
 
 
 def _resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
