@@ -1,16 +1,24 @@
 """The command: what it prints, and one line with exit code 2 for bad input."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_models import OFFICIAL
 from typer.testing import CliRunner
 
+from vilamp_lite.checkpoints import load_checkpoint, load_processor
 from vilamp_lite.cli import app
+from vilamp_lite.configuration import ViLaMPConfig
+from vilamp_lite.processing import ViLaMPProcessor
 
+CLIP_TEXT = "model.frame_selector.model.text_model.embeddings"
 TOUR = Path(__file__).resolve().parents[1] / "data" / "photo_tour.mp4"
 
 
@@ -103,3 +111,81 @@ def test_the_installed_command_exits_with_2(arguments: list[str], line: str) -> 
     (printed,) = run.stderr.splitlines()
     # How the parser words a bad number differs between its versions.
     assert printed.startswith(line) if line.endswith(": ") else printed == line
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint in the authors' format, with tokenizers: the tiny one with room for bytes."""
+    folder = tmp_path_factory.mktemp("released") / "checkpoint"
+    shutil.copytree(OFFICIAL / "checkpoint", folder)
+    weights = load_file(folder / "model.safetensors")
+    for name in ("lm_head.weight", "model.embed_tokens.weight", f"{CLIP_TEXT}.token_embedding.weight"):
+        rows = weights[name]
+        weights[name] = torch.randn(260, rows.shape[1], generator=torch.Generator().manual_seed(0)) * rows.std()
+    weights[f"{CLIP_TEXT}.position_embedding.weight"] = torch.zeros(77, 16)
+    save_file(weights, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 260, "eos_token_id": 257}))
+    clip = json.loads((folder / "clip-tiny" / "config.json").read_text())
+    clip["text_config"] |= {"vocab_size": 260, "max_position_embeddings": 77, "eos_token_id": 257}
+    (folder / "clip-tiny" / "config.json").write_text(json.dumps(clip))
+    processor = ViLaMPProcessor.byte_level(ViLaMPConfig.tiny())
+    processor.tokenizer.save_pretrained(folder)
+    processor.selector_tokenizer.save_pretrained(folder / "clip-tiny")
+    return folder
+
+
+def test_ask_a_checkpoint_in_the_authors_format(released: Path) -> None:
+    arguments = ["ask", str(TOUR), "Where is the cat?", "--model", str(released), "--json"]
+    arguments += ["--max-frames", "6", "--max-new-tokens", "5", "--max-keyframes", "2"]
+    run = CliRunner().invoke(app, arguments)
+    assert run.exit_code == 0, run.output
+    result = json.loads(run.stdout)
+    assert (result["weights"], result["encoder"], result["frames_sampled"]) == ("checkpoint", "clip", 6)
+    assert len(result["keyframes"]) == result["max_keyframes"] == 2
+    assert {frame["seconds"] for frame in result["keyframes"]} <= {0, 24, 48, 71, 95, 119}
+    assert result["tokens"]["keyframes"] == 2 * 196
+    assert result["tokens"]["merged"] == 4
+    assert 1 <= result["tokens"]["answer"] <= 5
+    assert (result["device"], result["dtype"]) == ("cpu", "float32")
+    # The same in Python gives the same answer.
+    model = load_checkpoint(released, max_keyframes=2)
+    processor = load_processor(released, model.config)
+    inputs = processor(TOUR, "Where is the cat?", max_frames=6)
+    answer = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    assert processor.batch_decode(answer) == [result["answer"]]
+
+
+def test_ask_streams_the_answer_and_says_when_weights_are_random(released: Path) -> None:
+    shown = vilamp(
+        "ask", TOUR, "?", "--random-weights", "--max-frames", 5, "--max-new-tokens", 4, "--dtype", "bfloat16"
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stderr.startswith("random weights: the answer means nothing")
+    assert "5 frames" in shown.stderr
+    assert "it/s" not in shown.stderr  # no bars where nobody watches
+    assert shown.stdout.strip()
+    trained = vilamp("ask", TOUR, "?", "--model", released, "--max-frames", 3, "--max-new-tokens", 4)
+    assert trained.returncode == 0, trained.stderr
+    assert "random" not in trained.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["?"], "give either --model DIR or --random-weights"),
+        (["?", "--model", "nowhere"], "nowhere is not a checkpoint: there is no config.json in it"),
+        (["?", "--model", str(OFFICIAL / "checkpoint")], "holds no tokenizer for the language model; name one with"),
+        ([" ", "--random-weights"], "a question must be a non-empty string"),
+        (["?", "--random-weights", "--max-keyframes", "0"], "max_keyframes must be an integer of at least 1"),
+        (["?", "--random-weights", "--fps", "600"], "tokens do not fit the language model's 32,768"),
+        (["?", "--random-weights", "--dtype", "int8"], "'int8' is not one of"),
+        (["?", "--random-weights", "--device", "warp"], "device must be one that torch can use here"),
+    ],
+)
+def test_ask_refuses(arguments: list[str], message: str) -> None:
+    shown = vilamp("ask", TOUR, *arguments)
+    assert shown.returncode == 2
+    last = shown.stderr.strip().splitlines()[-1]
+    assert last.startswith("vilamp: ")
+    assert message in last

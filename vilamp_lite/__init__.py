@@ -6,12 +6,28 @@ The public names below are imported when they are first used: torch takes second
 from importlib import import_module
 
 _MODULE_OF = {
-    **dict.fromkeys(("FrameBatch", "VideoError", "VideoInfo", "frames_at", "probe", "stream_frames"), "video"),
+    **dict.fromkeys(
+        ("FrameBatch", "FrameStream", "VideoError", "VideoInfo", "frames_at", "probe", "stream_frames"), "video"
+    ),
     **dict.fromkeys(("VideoEmbedding", "embed_video", "load_encoder"), "encoders"),
     **dict.fromkeys(("SELECTORS", "KeyframeSelection", "select_keyframes"), "keyframes"),
     **dict.fromkeys(
-        ("MERGERS", "DifferentialMerger", "differential_merge", "merge_frames", "pool_patches", "preceding_keyframe"),
+        (
+            "MERGERS",
+            "DifferentialMerger",
+            "differential_merge",
+            "merge_frames",
+            "pool_patches",
+            "preceding_keyframe",
+            "released_reference",
+        ),
         "merging",
+    ),
+    "ViLaMPConfig": "configuration",
+    **dict.fromkeys(("MixedPrecisionSequence", "TokenKind", "ViLaMPForConditionalGeneration"), "modeling"),
+    "ViLaMPProcessor": "processing",
+    **dict.fromkeys(
+        ("from_llava_onevision", "load_checkpoint", "load_processor", "load_released_checkpoint"), "checkpoints"
     ),
 }
 

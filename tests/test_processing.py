@@ -1,0 +1,169 @@
+"""Videos and questions into tensors."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import tiny_model
+
+from vilamp_lite.configuration import SIGLIP_SO400M, ViLaMPConfig
+from vilamp_lite.processing import PROMPT, ViLaMPProcessor
+
+TOUR = Path(__file__).parents[1] / "data" / "photo_tour.mp4"
+
+
+@pytest.fixture
+def processor() -> ViLaMPProcessor:
+    return ViLaMPProcessor.byte_level(ViLaMPConfig.tiny())
+
+
+def frames(count: int = 4, height: int = 40, width: int = 60, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), np.uint8)
+
+
+def test_prompt_is_qwens_chat(processor: ViLaMPProcessor) -> None:
+    ids = processor.prompts(["Wö?"])["input_ids"][0]
+    (place,) = (ids == -200).nonzero()[:, 0].tolist()
+    text = processor.tokenizer.decode(ids[:place]) + "<video>" + processor.tokenizer.decode(ids[place + 1 :])
+    # OFFICIAL, section 7: what the released code writes, with its <image> for our <video>.
+    assert text == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n<video>\nWö?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert text == PROMPT.format(question="Wö?")
+
+
+def test_a_question_may_say_video_and_braces(processor: ViLaMPProcessor) -> None:
+    question = "What is <video> or {question} or {}?"
+    ids = processor.prompts([question])["input_ids"][0]
+    assert (ids == -200).sum() == 1
+    assert question in processor.tokenizer.decode(ids[ids != -200])
+
+
+def test_prompts_are_padded_on_the_left(processor: ViLaMPProcessor) -> None:
+    short, long = "Why?", "Why on earth?"
+    batch = processor.prompts([short, long])
+    alone = processor.prompts([short])["input_ids"][0]
+    assert batch["attention_mask"].sum(dim=1).tolist() == [len(alone), len(alone) + len(long) - len(short)]
+    assert batch["input_ids"][0, -len(alone) :].tolist() == alone.tolist()
+    assert batch["attention_mask"][0, : len(long) - len(short)].tolist() == [0] * (len(long) - len(short))
+
+
+def test_vision_pixels_are_a_bicubic_square() -> None:
+    """Whatever the shape of the frame: 384×384, bicubic, −1 to 1 (OFFICIAL, section 5, vision side)."""
+    vision = SIGLIP_SO400M | {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    processor = ViLaMPProcessor.byte_level(ViLaMPConfig.tiny(vision_config=vision))
+    picture = frames(1, 100, 300)
+    pixels = processor.vision_pixels(picture)
+    assert pixels.shape == (1, 3, 384, 384)
+    wanted = np.asarray(Image.fromarray(picture[0]).resize((384, 384), Image.Resampling.BICUBIC)) / 127.5 - 1
+    np.testing.assert_allclose(pixels[0].permute(1, 2, 0), wanted, atol=1e-5)
+
+
+def test_selector_pixels_are_clips(processor: ViLaMPProcessor) -> None:
+    """Shortest edge to size, centre crop, CLIP's mean and standard deviation."""
+    picture = frames(1, 40, 64)
+    resized = Image.fromarray(picture[0]).resize((51, 32), Image.Resampling.BICUBIC)
+    left = (51 - 32) // 2
+    cropped = np.asarray(resized)[:, left : left + 32] / 255
+    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    pixels = processor.selector_pixels(picture)
+    assert pixels.shape == (1, 3, 32, 32)
+    np.testing.assert_allclose(pixels[0].permute(1, 2, 0), (cropped - mean) / std, atol=1e-4)
+
+
+def test_selector_query_is_the_bare_question_and_cut_with_a_warning(processor: ViLaMPProcessor) -> None:
+    query = processor.selector_query(["Why?"])
+    assert processor.selector_tokenizer.decode(query["query_input_ids"][0]) == "Why?<|im_end|>"
+    long = "x" * 100
+    with pytest.warns(UserWarning, match=r"reads 77 tokens: the last 24 were dropped"):
+        cut = processor.selector_query([long])["query_input_ids"][0]
+    assert len(cut) == 77
+    assert cut[-1] == 257  # its end stays
+    with pytest.warns(UserWarning, match="were dropped"):
+        whole = processor(frames(), long)
+    assert long in processor.tokenizer.decode(whole["input_ids"][0][whole["input_ids"][0] != -200])
+
+
+def test_a_siglip_selector_reads_padding_and_gets_no_mask() -> None:
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    siglip = {
+        "model_type": "siglip",
+        "text_config": small | {"vocab_size": 260, "max_position_embeddings": 64, "projection_size": 16},
+        "vision_config": small | {"image_size": 32, "patch_size": 8},
+    }
+    processor = ViLaMPProcessor.byte_level(ViLaMPConfig.tiny(selector_config=siglip))
+    query = processor.selector_query(["Why?"])
+    assert set(query) == {"query_input_ids"}
+    assert query["query_input_ids"].shape == (1, 64)
+    assert processor.selector_pixels(frames()).abs().max() <= 1  # a squashed square from −1 to 1
+
+
+def test_a_batch_of_frames_and_files(processor: ViLaMPProcessor) -> None:
+    inputs = processor([frames(3), TOUR], ["One?", "And another?"], fps=0.05)
+    assert inputs["video_num_frames"].tolist() == [3, 6]
+    assert inputs["pixel_values_videos"].shape == (9, 3, 70, 70)
+    assert inputs["selector_pixel_values"].shape == (9, 3, 32, 32)
+    assert len(inputs["input_ids"]) == len(inputs["query_input_ids"]) == 2
+    model = tiny_model()
+    answers = model.generate(**inputs, max_new_tokens=4, do_sample=False, eos_token_id=None)
+    texts = processor.batch_decode(answers)
+    assert len(texts) == 2
+    alone = processor(frames(3), "One?")
+    own = model.generate(**alone, max_new_tokens=4, do_sample=False, eos_token_id=None)
+    assert own[0].tolist() == answers[0].tolist()
+
+
+def test_too_long_a_sequence_is_refused_before_decoding(processor: ViLaMPProcessor, monkeypatch) -> None:
+    monkeypatch.setattr(processor, "vision_pixels", lambda _: pytest.fail("decoded"))
+    processor.config.text_config.max_position_embeddings = 200
+    text = len(processor.prompts(["?"])["input_ids"][0]) - 1
+    # 120 frames, 4 of them keyframes with 9 tokens, and the newline.
+    total = 4 * 9 + 116 + 1 + text
+    with pytest.raises(
+        ValueError, match=rf"{total} tokens do not fit the language model's 200: 153 of the video \(4 keyf"
+    ):
+        processor(TOUR, "?")
+    with pytest.raises(ValueError, match="lower max_frames or fps, or max_keyframes"):
+        processor(frames(150), "?")
+    # Counted with min(N, K) keyframes: the last that fits, and one more.
+    room = 200 - text - 37
+    processor.require_room(room + 4, text + 1)
+    with pytest.raises(ValueError, match="201 tokens do not fit"):
+        processor.require_room(room + 5, text + 1)
+    with pytest.raises(ValueError, match="207 tokens do not fit"):
+        processor.require_room(room + 4, text + 1, new_tokens=7)
+
+
+@pytest.mark.parametrize(
+    ("videos", "text", "message"),
+    [
+        ([frames()], ["a", "b"], "2 questions and 1 videos"),
+        ([], [], "0 questions"),
+        (frames(), "  ", "a question must be a non-empty string"),
+        (frames().astype(np.float32), "a", r"must be a uint8 array \[N, H, W, 3\]"),
+        (frames()[0], "a", r"must be a uint8 array \[N, H, W, 3\]"),
+        (frames()[:0], "a", "num_frames must be"),
+        ("nowhere.mp4", "a", "no such file"),
+    ],
+)
+def test_bad_input(processor: ViLaMPProcessor, videos: object, text: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        processor(videos, text)
+
+
+def test_save_and_load(processor: ViLaMPProcessor, tmp_path: Path) -> None:
+    processor.save_pretrained(tmp_path)
+    loaded = ViLaMPProcessor.from_pretrained(tmp_path)
+    before, after = processor(frames(), "Wo ist die Katze, bitte?"), loaded(frames(), "Wo ist die Katze, bitte?")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert loaded.config.to_dict() | {"_name_or_path": ""} == processor.config.to_dict()
+
+
+def test_bytes_need_room_in_the_vocabulary() -> None:
+    text = ViLaMPConfig.tiny().text_config.to_dict() | {"vocab_size": 100}
+    with pytest.raises(ValueError, match="bytes need a vocabulary of 259, text_config has 100"):
+        ViLaMPProcessor.byte_level(ViLaMPConfig.tiny(text_config=text))

@@ -1,0 +1,381 @@
+"""Checkpoints into this model: its own, the authors' format, and any LLaVA-OneVision.
+
+Weights are read from safetensors only, and no code from a checkpoint is run.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    GenerationConfig,
+    LlavaOnevisionForConditionalGeneration,
+    PreTrainedModel,
+    Qwen2Config,
+)
+
+from vilamp_lite.configuration import CLIP_VIT_B_32, SIGLIP_SO400M, ViLaMPConfig
+from vilamp_lite.modeling import ViLaMPForConditionalGeneration, differential_merger
+from vilamp_lite.processing import SELECTOR_FOLDER, ViLaMPProcessor, holds_tokenizer
+from vilamp_lite.progress import loading_bars
+
+# The authors' parameter names, by their beginnings, and ours.
+_RELEASED_NAMES = {
+    "model.frame_selector.model.": "selector.",
+    "model.vision_tower.vision_tower.vision_model.": "vision_tower.",
+    "model.composer_projector.tau": "merger.temperature",
+    "model.composer_projector.linear_q.": "merger.query_map.",
+    "model.composer_projector.linear_iq.": "merger.relevance_map.",
+    "model.composer_projector.linear_k.": "merger.reference_map.",
+    "model.composer_projector.linear_ik.": "merger.redundancy_map.",
+    "model.mm_projector.": "keyframe_connector.",
+    "model.image_newline": "video_newline",
+    "model.": "language_model.model.",
+    "lm_head.": "language_model.lm_head.",
+}
+_ONEVISION_NAMES = {
+    "model.vision_tower.vision_model.": "vision_tower.",
+    "model.vision_tower.": "vision_tower.",
+    "model.multi_modal_projector.linear_1.": "keyframe_connector.0.",
+    "model.multi_modal_projector.linear_2.": "keyframe_connector.2.",
+    "model.image_newline": "video_newline",
+    "model.language_model.": "language_model.model.",
+    "lm_head.": "language_model.lm_head.",
+}
+# What the released code can be configured to and this project reproduces.
+_REPRODUCED = {
+    "model_type": ("llava_qwen",),
+    "composer_type": ("sig_pooling",),
+    "frame_selector_type": ("SeqFrameSelector",),
+    "mm_projector_type": ("mlp2x_gelu",),
+    "mm_spatial_pool_mode": ("bilinear",),
+    "mm_spatial_pool_stride": (2,),
+    "mm_vision_select_layer": (-2,),
+    "mm_vision_select_feature": ("patch",),
+}
+# The released code sets rope_scaling to None whatever the file says, so it is not read.
+_LANGUAGE_FIELDS = {field.name for field in fields(Qwen2Config)} - {"dtype", "architectures"} | {"rope_theta"}
+
+
+def load_checkpoint(
+    path: str | PathLike[str], *, dtype: torch.dtype | None = None, **changes: Any
+) -> ViLaMPForConditionalGeneration:
+    """Load a checkpoint directory, whether `save_pretrained` or the authors' code wrote it.
+
+    Args:
+        path: the directory.
+        dtype: of the parameters; as stored when left out.
+        changes: fields of the configuration to set otherwise.
+
+    Returns:
+        The model, in evaluation mode, on the CPU.
+
+    Raises:
+        ValueError: it is of neither kind, or as `load_released_checkpoint`.
+    """
+    config = load_config(path, **changes)
+    if _kind(path) == "llava_qwen":
+        return load_released_checkpoint(path, dtype=dtype, **changes)
+    return _pretrained(ViLaMPForConditionalGeneration, path, dtype, config=config).eval()
+
+
+def load_config(path: str | PathLike[str], **changes: Any) -> ViLaMPConfig:
+    """Read the configuration of a checkpoint directory, whether `save_pretrained` or the authors' code wrote it.
+
+    Args:
+        path: the directory.
+        changes: fields to set otherwise.
+
+    Raises:
+        ValueError: it is of neither kind, or as `released_config`.
+    """
+    if _kind(path) == "llava_qwen":
+        return released_config(path, **changes)
+    if _kind(path) != "vilamp":
+        raise ValueError(
+            f"{path} holds a {_kind(path)}; read here are 'vilamp' and the authors' 'llava_qwen' "
+            "(from_llava_onevision turns a LLaVA-OneVision into a ViLaMP)"
+        )
+    return ViLaMPConfig.from_dict(ViLaMPConfig.from_pretrained(path).to_dict() | changes)
+
+
+def load_processor(
+    path: str | PathLike[str],
+    config: ViLaMPConfig,
+    *,
+    tokenizer: str | PathLike[str] | None = None,
+    selector_tokenizer: str | PathLike[str] | None = None,
+) -> ViLaMPProcessor:
+    """Load the processor of a checkpoint directory of either kind.
+
+    Args:
+        path: the directory.
+        config: the model's; shared.
+        tokenizer: a directory or name, for a checkpoint that holds none.
+        selector_tokenizer: likewise, such as a CLIP ViT-B/32.
+
+    Raises:
+        ValueError: there is no tokenizer for the language model or for the selector.
+    """
+    path = Path(path)
+    if selector_tokenizer is None and not (path / SELECTOR_FOLDER).is_dir():
+        folders = _selector_folders(path, _read_json(path / "config.json"))
+        selector_tokenizer = next((folder for folder in folders if holds_tokenizer(folder)), None)
+    return ViLaMPProcessor.from_pretrained(path, config, tokenizer=tokenizer, selector_tokenizer=selector_tokenizer)
+
+
+def load_released_checkpoint(
+    path: str | PathLike[str], *, dtype: torch.dtype | None = None, **changes: Any
+) -> ViLaMPForConditionalGeneration:
+    """Load a checkpoint in the authors' format: their config.json, parameter names and (sharded) safetensors.
+
+    CLIP's configuration is sought where config.json says, inside the checkpoint or on this machine, and is ViT-B/32
+    otherwise; the vision tower's is siglip-config.json, or SigLIP-so400m/14-384. Neither's own weights are needed:
+    they are in the checkpoint.
+
+    Args:
+        path: the directory.
+        dtype: of the parameters; as stored when left out.
+        changes: fields of `ViLaMPConfig.released()` to set otherwise, such as `reference="preceding"`.
+
+    Returns:
+        The model, in evaluation mode, on the CPU.
+
+    Raises:
+        ValueError: not such a directory, a setting of the released code that is not reproduced here, or weights that
+            are missing, left over, or of the wrong shape; all of them are listed.
+    """
+    path = Path(path)
+    config = released_config(path, **changes)
+    weights = {_renamed(name, _RELEASED_NAMES): tensor for name, tensor in read_safetensors(path).items()}
+    model = _assembled(config, weights, path, dtype)
+    if (path / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    return model
+
+
+def released_config(path: str | PathLike[str], **changes: Any) -> ViLaMPConfig:
+    """Read the configuration of a checkpoint in the authors' format (see `load_released_checkpoint`).
+
+    Raises:
+        ValueError: not such a directory, or a setting of the released code that is not reproduced here.
+    """
+    path = Path(path)
+    theirs = _read_json(path / "config.json")
+    for name, known in _REPRODUCED.items():
+        if name in theirs and theirs[name] not in known:
+            raise ValueError(f"{path}/config.json: {name} is {theirs[name]!r}; reproduced here is {known[0]!r} only")
+    if "composer_type" not in theirs:
+        # Their default is another composer, which has no differential merge.
+        raise ValueError(f"{path}/config.json names no composer_type; reproduced here is 'sig_pooling' only")
+    language = {name: value for name, value in theirs.items() if name in _LANGUAGE_FIELDS}
+    released = {
+        "text_config": {"model_type": "qwen2"} | language,
+        "vision_config": _vision_config(path),
+        "selector_config": _selector_config(path, theirs),
+        "max_keyframes": theirs.get("max_frame_num", 32),
+        "similarity_threshold": theirs.get("f2f_thrd", 0.85),
+        "relevance_threshold": theirs.get("f2t_thrd", 0.2),
+    }
+    return ViLaMPConfig.released(**released | changes)
+
+
+def from_llava_onevision(
+    path: str | PathLike[str],
+    *,
+    selector: str | PathLike[str],
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+    **changes: Any,
+) -> ViLaMPForConditionalGeneration:
+    """Turn a LLaVA-OneVision checkpoint into a ViLaMP, ready to be trained.
+
+    Vision tower, projector, language model and newline are taken over. The new parts start neutral: MLP_n is a copy of
+    MLP_k, and the merge a plain mean of the patches (`DifferentialMerger.start_neutral`; this takes learned maps for
+    redundancy too, where `ViLaMPConfig.paper()` compares raw patches).
+
+    Args:
+        path: a LLaVA-OneVision checkpoint in transformers' format, a directory or a name.
+        selector: a CLIP-like checkpoint that embeds frames and queries, a directory or a name.
+        dtype: of the parameters; as stored when left out.
+        seed: of the new maps' random weights.
+        changes: fields of `ViLaMPConfig` to set otherwise.
+
+    Returns:
+        The model, in evaluation mode, on the CPU.
+
+    Raises:
+        ValueError: a checkpoint that can't be loaded or has another layout, or a change that can't start neutral.
+    """
+    if (kind := _loaded(AutoConfig, path).model_type) != "llava_onevision":
+        raise ValueError(f"{path} must hold a LLaVA-OneVision, got a {kind}")
+    theirs = _pretrained(LlavaOnevisionForConditionalGeneration, path, dtype)
+    chooser = _pretrained(AutoModel, selector, dtype)
+    settings = theirs.config
+    # A class token would be the first of more than M states; the model always drops those.
+    if not isinstance(settings.vision_feature_layer, int):
+        raise ValueError(f"{path}: several vision feature layers ({settings.vision_feature_layer}) are not supported")
+    config = ViLaMPConfig.paper(
+        **{
+            "vision_config": settings.vision_config.to_dict(),
+            "text_config": settings.text_config.to_dict(),
+            "selector_config": chooser.config.to_dict(),
+            "vision_feature_layer": settings.vision_feature_layer,
+            "projector_hidden_act": settings.projector_hidden_act,
+            "video_token_id": settings.video_token_id,
+            "merge_redundancy": "mapped",
+        }
+        | changes
+    )
+    merger = differential_merger(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        merger.start_neutral()
+    weights = {_renamed(name, _ONEVISION_NAMES): tensor for name, tensor in theirs.state_dict().items()}
+    weights |= {f"selector.{name}": tensor for name, tensor in chooser.state_dict().items()}
+    weights |= {f"merger.{name}": tensor for name, tensor in merger.state_dict().items()}
+    if config.connectors == "dual":
+        weights |= {
+            name.replace("keyframe_connector", "own_merged_connector"): tensor.clone()
+            for name, tensor in weights.items()
+            if name.startswith("keyframe_connector")
+        }
+    model = _assembled(config, weights, path, dtype)
+    model.generation_config = theirs.generation_config
+    return model
+
+
+def read_safetensors(path: str | PathLike[str]) -> dict[str, torch.Tensor]:
+    """Read all weights of a directory: model.safetensors, or the shards that its index names.
+
+    Raises:
+        ValueError: there are none, one is missing or damaged, or a shard lacks a tensor of the index.
+    """
+    path = Path(path)
+    index = path / "model.safetensors.index.json"
+    weight_map: Mapping[str, str] | None = _read_json(index)["weight_map"] if index.is_file() else None
+    files = sorted(set(weight_map.values())) if weight_map else ["model.safetensors"]
+    weights: dict[str, torch.Tensor] = {}
+    for name in files:
+        file = path / name
+        if not file.is_file():
+            raise ValueError(f"{path} lacks {name}; weights are read from safetensors only")
+        try:
+            with safe_open(file, framework="pt") as stored:
+                weights |= {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged ({error}); copy or download it again") from error
+    absent = sorted(set(weight_map or ()) - set(weights))
+    if absent:
+        raise ValueError(f"{path}: the shards lack {', '.join(absent)}, which the index names")
+    return weights
+
+
+def _vision_config(path: Path) -> dict[str, Any]:
+    """The vision tower as the released code uses it: without its last layer and its head."""
+    file = path / "siglip-config.json"
+    if not file.is_file():
+        return SIGLIP_SO400M
+    theirs = _read_json(file)
+    theirs = theirs.get("vision_config", theirs)
+    return {
+        **theirs,
+        "model_type": "siglip_vision_model",
+        "num_hidden_layers": theirs.get("num_hidden_layers", 27) - 1,
+        "vision_use_head": False,
+    }
+
+
+def _selector_config(path: Path, theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """CLIP's configuration, inside the checkpoint or on this machine; ViT-B/32 where there is none."""
+    for folder in _selector_folders(path, theirs):
+        if (folder / "config.json").is_file():
+            return AutoConfig.from_pretrained(folder).to_dict()
+    return CLIP_VIT_B_32
+
+
+def _selector_folders(path: Path, theirs: Mapping[str, Any]) -> list[Path]:
+    """Where CLIP's files may lie: inside the checkpoint, by config.json's path or its last part, or on this machine."""
+    named = theirs.get("clip_model_path")
+    return [path / named, path / Path(named).name, Path(named)] if named else []
+
+
+def _renamed(name: str, names: Mapping[str, str]) -> str:
+    """Replace the first beginning that fits."""
+    for theirs, ours in names.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+def _assembled(
+    config: ViLaMPConfig, weights: dict[str, torch.Tensor], path: str | PathLike[str], dtype: torch.dtype | None
+) -> ViLaMPForConditionalGeneration:
+    """Build the model from its weights, or say everything that doesn't fit."""
+    with torch.device("meta"):
+        skeleton = ViLaMPForConditionalGeneration(config)
+    expected = skeleton.state_dict()
+    for name in skeleton.all_tied_weights_keys:
+        expected.pop(name)
+        weights.pop(name, None)
+    problems = {
+        "missing": sorted(set(expected) - set(weights)),
+        "unexpected": sorted(set(weights) - set(expected)),
+        "of another shape": [
+            f"{name} {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
+            for name, tensor in sorted(expected.items())
+            if name in weights and weights[name].shape != tensor.shape
+        ],
+    }
+    found = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
+    if found:
+        raise ValueError(f"the weights in {path} do not fit the model its configuration describes; {'; '.join(found)}")
+    dtype = dtype or next(iter(weights.values())).dtype
+    with loading_bars():
+        model = ViLaMPForConditionalGeneration.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
+    return model.eval()
+
+
+def _pretrained(
+    model_class: Any, path: str | PathLike[str], dtype: torch.dtype | None, **options: Any
+) -> PreTrainedModel:
+    """Load a model in transformers' format whose weights are complete."""
+    options |= {"dtype": dtype or "auto", "use_safetensors": True, "output_loading_info": True}
+    model, report = _loaded(model_class, path, **options)
+    # Transformers fills what is missing at random, and only logs it.
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    problems = [
+        f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(report[kind])))}" for kind in kinds if report[kind]
+    ]
+    if problems:
+        raise ValueError(f"{path} does not fit {model_class.__name__}; {'; '.join(problems)}")
+    return model
+
+
+def _loaded(any_class: Any, path: str | PathLike[str], **options: Any) -> Any:
+    """Load something in transformers' format; whatever goes wrong, name the checkpoint."""
+    try:
+        with loading_bars():
+            return any_class.from_pretrained(path, trust_remote_code=False, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"can't load {path} as {any_class.__name__} ({error})") from error
+
+
+def _kind(path: str | PathLike[str]) -> str | None:
+    return _read_json(Path(path) / "config.json").get("model_type")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ValueError(f"{file.parent} is not a checkpoint: there is no {file.name} in it")
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}); copy or download it again") from error

@@ -1,0 +1,707 @@
+"""ViLaMP assembled: frames → keyframes and merged tokens, in temporal order → language model.
+
+    selector   embeds every frame and the query; `select_keyframes` chooses the keyframes          (Level 1, DKS)
+    vision     makes M patches of every frame
+    merger     makes one token of every other frame, against its reference keyframe                (Level 2, DFM)
+    connectors carry keyframe patches and merged tokens into the language model's space
+    language   reads both in temporal order, in the place of the prompt's video token
+
+The model has no algorithm of its own: selection is in `keyframes.py`, merging in `merging.py`.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from os import PathLike
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    initialization,
+)
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import ModelOutput
+from transformers.utils import can_return_tuple
+
+from vilamp_lite.checks import float_tensor
+from vilamp_lite.configuration import ViLaMPConfig
+from vilamp_lite.keyframes import KeyframeSelection, select_keyframes
+from vilamp_lite.merging import DifferentialMerger, pool_patches, preceding_keyframe, released_reference
+from vilamp_lite.progress import progress_bar
+from vilamp_lite.video import frames_at, stream_frames
+
+_FRAMES_AT_ONCE = 8  # their activations are all that the vision tower holds
+_IGNORED = -100  # a label that does not count
+
+_REFERENCES = {"preceding": preceding_keyframe, "released": released_reference}
+
+
+class TokenKind(IntEnum):
+    """What a visual token is made of."""
+
+    MERGED = 0  # a whole frame
+    PATCH = 1  # one patch of a keyframe
+    NEWLINE = 2  # the learned vector at the end of the video
+
+
+@dataclass(frozen=True, eq=False)
+class MixedPrecisionSequence:
+    """A video as the language model reads it: keyframes in patches, every other frame as one token.
+
+    Attributes:
+        embeds: [T, D] in the language model's space, T = `config.visual_tokens(N, K')`.
+        keyframes: [K'] int64 frame numbers in temporal order.
+        frame_of_token: [T] int64, the frame of each token; −1 for the newline.
+        kind_of_token: [T] int64, a `TokenKind` each.
+        timestamps: float64 [N], seconds of each frame; None where the frames came without.
+    """
+
+    embeds: torch.Tensor
+    keyframes: torch.Tensor
+    frame_of_token: torch.Tensor
+    kind_of_token: torch.Tensor
+    timestamps: np.ndarray | None = None
+
+
+@dataclass
+class ViLaMPOutput(ModelOutput):
+    """What `forward` returns.
+
+    Attributes:
+        loss: mean next-token loss over the supervised positions, if labels were given.
+        logits: [B, n, vocabulary] of the last n = `logits_to_keep` positions.
+        past_key_values: the language model's cache.
+        hidden_states: the language model's, if asked for.
+        attentions: the language model's, if asked for.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Any = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class FrameProcessor(Protocol):
+    """What `encode_video` needs of a processor; `ViLaMPProcessor` has it."""
+
+    def vision_pixels(self, frames: np.ndarray) -> torch.Tensor:
+        """Turn uint8 [B, H, W, 3] into the vision tower's pixels [B, 3, h, w]."""
+        ...
+
+    def selector_pixels(self, frames: np.ndarray) -> torch.Tensor:
+        """Turn uint8 [B, H, W, 3] into the selector's pixels [B, 3, h, w]."""
+        ...
+
+    def selector_query(self, queries: list[str]) -> dict[str, torch.Tensor]:
+        """Turn queries into `query_input_ids` and, where the selector takes one, `query_attention_mask`."""
+        ...
+
+
+class Connector(nn.Sequential):
+    """A 2-layer MLP from the vision tower's space into the language model's (paper: MLP_k and MLP_n)."""
+
+    def __init__(self, config: ViLaMPConfig) -> None:
+        """Build it for the sizes and activation of `config`."""
+        hidden = config.text_config.hidden_size
+        super().__init__(
+            nn.Linear(config.vision_config.hidden_size, hidden),
+            ACT2FN[config.projector_hidden_act],
+            nn.Linear(hidden, hidden),
+        )
+
+
+def differential_merger(config: ViLaMPConfig) -> DifferentialMerger:
+    """Build the merger that a configuration describes.
+
+    Raises:
+        ValueError: raw relevance with queries and patches of different sizes.
+    """
+    return DifferentialMerger(
+        config.merge_size,
+        config.query_size,
+        config.merge_relevance,
+        config.merge_redundancy,
+        redundancy_weight=config.redundancy_weight,
+        temperature=config.temperature,
+    )
+
+
+def straight_through_gate(relevance: torch.Tensor) -> torch.Tensor:
+    """Make factors of exactly 1 with the gradient of softmax(relevance) (released code: `images *= probs`).
+
+    Multiplying the pixels by them changes nothing in the forward pass: (1 − p) + p rounds to 1 in every floating-point
+    type. In the backward pass it leads from the pixels to the selector, if that is trained.
+
+    Args:
+        relevance: [N] R_f, part of the selector's graph.
+
+    Returns:
+        [N] ones.
+    """
+    probabilities = relevance.softmax(dim=0)
+    return (1 - probabilities).detach() + probabilities
+
+
+class _LanguageGenerationConfig(GenerationConfig):
+    """Generation settings from the language model's configuration: ViLaMP's `temperature` is the merge's."""
+
+    @classmethod
+    def from_model_config(cls, model_config: PreTrainedConfig) -> GenerationConfig:
+        return GenerationConfig.from_model_config(model_config.get_text_config())
+
+
+class ViLaMPPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation, as in every transformers model."""
+
+    config: ViLaMPConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("video", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ("past_key_values",)
+    generation_config_class = _LanguageGenerationConfig
+    # A trainer must not hand over its own count of items: the loss is a mean.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, DifferentialMerger):
+            initialization.constant_(module.temperature, self.config.temperature)
+        elif isinstance(module, ViLaMPForConditionalGeneration) and module.video_newline is not None:
+            initialization.normal_(module.video_newline, std=self.config.text_config.hidden_size**-0.5)
+
+
+class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
+    """ViLaMP: a video and a question in, an answer out.
+
+    `forward` and `generate` take pixels, or videos that `encode_video` has turned into tokens. Each prompt holds one
+    `config.video_token_id`, whose place the video's tokens take; their number depends on the selection.
+
+    Attributes:
+        selector: embeds frames and queries in one space.
+        vision_tower: makes patches of frames.
+        merger: makes one token of a frame's patches.
+        keyframe_connector: MLP_k, for keyframe patches.
+        merged_connector: MLP_n, for merged tokens; the same module with `connectors="shared"`.
+        video_newline: [D], ends the video; None without `config.video_newline`.
+        language_model: any causal language model.
+    """
+
+    def __init__(self, config: ViLaMPConfig) -> None:
+        """Build the parts with random weights.
+
+        Raises:
+            ValueError: sizes that don't go together.
+        """
+        super().__init__(config)
+        self.selector = AutoModel.from_config(config.selector_config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.merger = differential_merger(config)
+        self.keyframe_connector = Connector(config)
+        self.own_merged_connector = Connector(config) if config.connectors == "dual" else None
+        hidden = config.text_config.hidden_size
+        self.video_newline = nn.Parameter(torch.randn(hidden) * hidden**-0.5) if config.video_newline else None
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.post_init()
+
+    @property
+    def merged_connector(self) -> Connector:
+        """MLP_n, for merged tokens; MLP_k itself where one connector serves both."""
+        return self.own_merged_connector or self.keyframe_connector
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the language model's token embeddings."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's token embeddings."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the language model's head."""
+        return self.language_model.get_output_embeddings()
+
+    # --- Level 1: keyframes ------------------------------------------------------------------------------------------
+
+    def embed_frames(self, selector_pixel_values: torch.Tensor) -> torch.Tensor:
+        """Embed frames [B, 3, h, w] in the selector's space, [B, query_size], not normalised."""
+        return _features(self.selector.get_image_features(self._onto(selector_pixel_values)))
+
+    def embed_query(
+        self, query_input_ids: torch.Tensor, query_attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Embed queries [B, L] in the selector's space, [B, query_size], not normalised."""
+        mask = None if query_attention_mask is None else query_attention_mask.to(self.device)
+        return _features(self.selector.get_text_features(query_input_ids.to(self.device), attention_mask=mask))
+
+    def select(self, frame_embeds: torch.Tensor, query_embed: torch.Tensor) -> KeyframeSelection:
+        """Choose the keyframes of one video with the configuration's K, τ, floor and filling (Algorithm 1).
+
+        Args:
+            frame_embeds: [N, query_size].
+            query_embed: [query_size].
+
+        Raises:
+            ValueError: no frame reaches the relevance floor, or as `select_keyframes`.
+        """
+        config = self.config
+        selection = select_keyframes(
+            frame_embeds,
+            query_embed,
+            max_keyframes=config.max_keyframes,
+            similarity_threshold=config.similarity_threshold,
+            relevance_threshold=config.relevance_threshold,
+            fill=config.fill,
+        )
+        if not len(selection.indices):
+            raise ValueError(
+                f"no frame is a keyframe: the most relevant has R_f = {selection.relevance.max():.3f}, below "
+                f"relevance_threshold = {config.relevance_threshold}; lower it, or set fill='gaps'"
+            )
+        return selection
+
+    # --- Level 2: patches and merged tokens --------------------------------------------------------------------------
+
+    def patch_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Turn frames [B, 3, H, W] into patches [B, M, D_v]: the vision tower's hidden states, without class tokens."""
+        layer = self.config.vision_feature_layer
+        # A number in place of True: only that layer's states are kept.
+        output = self.vision_tower(self._onto(pixel_values), output_hidden_states=layer)
+        return output.hidden_states[layer][:, -self.config.num_patches :]
+
+    def reference_frames(self, num_frames: int, keyframes: torch.Tensor) -> torch.Tensor:
+        """Say which frame each of N frames is compared with, [N], as `config.reference` and `before_first` have it."""
+        return _REFERENCES[self.config.reference](num_frames, keyframes, self.config.before_first)
+
+    def mix_tokens(
+        self,
+        patch_batches: Iterable[torch.Tensor],
+        num_frames: int,
+        keyframes: torch.Tensor,
+        query_embed: torch.Tensor,
+        read_ahead: Mapping[int, torch.Tensor] | None = None,
+    ) -> MixedPrecisionSequence:
+        """Build a video's mixed-precision sequence from its patches, in temporal order and one batch at a time.
+
+        Held at any time are one batch, the mapped patches of the reference frames still in use (one, with the
+        paper's reference), and the tokens made so far.
+
+        Args:
+            patch_batches: the N frames' patches in order, [B, M, D_v] each.
+            num_frames: N.
+            keyframes: [K'] int64 frame numbers.
+            query_embed: [query_size].
+            read_ahead: patches [M, D_v] of frames that earlier frames refer to, by frame number (`early_references`).
+
+        Raises:
+            ValueError: the batches hold more or fewer than N frames, or as `preceding_keyframe`.
+        """
+        reference_of = self.reference_frames(num_frames, keyframes).tolist()
+        is_keyframe = torch.zeros(num_frames, dtype=torch.bool).index_fill_(0, keyframes, True)
+        # A run is a stretch of keyframes (None) or of frames with the same reference.
+        run_of = [None if key else reference for key, reference in zip(is_keyframe, reference_of, strict=True)]
+        last_use = {reference: frame for frame, reference in enumerate(run_of) if reference is not None}
+        mapped_query = self.merger.map_query(query_embed)
+        references = {
+            frame: self.merger.map_reference(self._mergeable(patches)) for frame, patches in (read_ahead or {}).items()
+        }
+        pieces: list[torch.Tensor] = []
+        frame = 0
+        for patches in patch_batches:
+            frames = range(frame, frame := frame + len(patches))
+            if frame > num_frames:
+                break
+            features = self._mergeable(patches)
+            for number in last_use.keys() & set(frames) - references.keys():
+                references[number] = self.merger.map_reference(features[number - frames.start])
+            for reference, run in itertools.groupby(frames, lambda number: run_of[number]):
+                numbers = list(run)
+                chunk = slice(numbers[0] - frames.start, numbers[-1] + 1 - frames.start)
+                if reference is None:
+                    pieces.append(self._keyframe_tokens(patches[chunk]))
+                else:
+                    pieces.append(self._merged_tokens(features[chunk], references[reference], mapped_query))
+            references = {number: kept for number, kept in references.items() if last_use.get(number, -1) >= frame}
+        if frame != num_frames:
+            raise ValueError(
+                f"patch_batches must hold {num_frames} frames, got {'more' if frame > num_frames else frame}"
+            )
+        return self._sequence(pieces, is_keyframe)
+
+    def early_references(self, num_frames: int, keyframes: torch.Tensor) -> list[int]:
+        """Name the frames that frames before them refer to: the first keyframe, unless it is the first frame."""
+        reference_of = self.reference_frames(num_frames, keyframes)
+        return sorted(set(reference_of[reference_of > torch.arange(num_frames)].tolist()))
+
+    def _mergeable(self, patches: torch.Tensor) -> torch.Tensor:
+        """The features that are merged: patches before or after their connector, [..., D]."""
+        return patches if self.config.merge_before_projection else self.merged_connector(patches)
+
+    def _keyframe_tokens(self, patches: torch.Tensor) -> torch.Tensor:
+        """The tokens that keyframes keep: [B, M, D_v] to [B · tokens_per_keyframe, D]."""
+        tokens = self.keyframe_connector(patches)
+        if self.config.keyframe_pooling == "bilinear":
+            tokens = pool_patches(tokens)
+        return tokens.flatten(0, 1)
+
+    def _merged_tokens(self, features: torch.Tensor, reference: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+        """One token for each frame: [B, M, D] to [B, D]."""
+        tokens, _ = self.merger.merge(features, reference, query)
+        return self.merged_connector(tokens) if self.config.merge_before_projection else tokens
+
+    def _sequence(self, pieces: list[torch.Tensor], is_keyframe: torch.Tensor) -> MixedPrecisionSequence:
+        counts = torch.where(is_keyframe, self.config.tokens_per_keyframe, 1)
+        frame_of_token = torch.arange(len(is_keyframe)).repeat_interleave(counts)
+        kind_of_token = is_keyframe.long()[frame_of_token]
+        if self.video_newline is not None:
+            pieces = [*pieces, self.video_newline[None]]
+            frame_of_token = F.pad(frame_of_token, (0, 1), value=-1)
+            kind_of_token = F.pad(kind_of_token, (0, 1), value=int(TokenKind.NEWLINE))
+        return MixedPrecisionSequence(torch.cat(pieces), is_keyframe.nonzero()[:, 0], frame_of_token, kind_of_token)
+
+    # --- A video as tokens -------------------------------------------------------------------------------------------
+
+    def encode_frames(
+        self, pixel_values_videos: torch.Tensor, selector_pixel_values: torch.Tensor, query_embed: torch.Tensor
+    ) -> MixedPrecisionSequence:
+        """Turn one video's frames, all in memory, into its mixed-precision sequence; gradients flow.
+
+        Args:
+            pixel_values_videos: [N, 3, H, W] for the vision tower.
+            selector_pixel_values: [N, 3, h, w] for the selector.
+            query_embed: [query_size].
+
+        Raises:
+            ValueError: no frame is a keyframe.
+        """
+        num_frames = len(pixel_values_videos)
+        frame_embeds = torch.cat([self.embed_frames(pixels) for pixels in selector_pixel_values.split(_FRAMES_AT_ONCE)])
+        keyframes = self.select(frame_embeds, query_embed).indices
+        if self.config.relevance_gate:
+            relevance = F.cosine_similarity(frame_embeds, query_embed[None])
+            pixel_values_videos = (
+                self._onto(pixel_values_videos) * straight_through_gate(relevance)[:, None, None, None]
+            )
+        ahead = self.early_references(num_frames, keyframes)
+        read_ahead = {frame: self.patch_features(pixel_values_videos[frame : frame + 1])[0] for frame in ahead}
+        batches = (self.patch_features(pixels) for pixels in pixel_values_videos.split(_FRAMES_AT_ONCE))
+        return self.mix_tokens(batches, num_frames, keyframes, query_embed, read_ahead)
+
+    @torch.no_grad()
+    def encode_video(
+        self,
+        source: str | PathLike[str],
+        query: str,
+        processor: FrameProcessor,
+        *,
+        fps: float | None = None,
+        max_frames: int | None = None,
+        batch_size: int = _FRAMES_AT_ONCE,
+    ) -> MixedPrecisionSequence:
+        """Stream a video file into its mixed-precision sequence, in two passes: the selector's, then the patches'.
+
+        Memory: one batch of frames, one selector embedding per frame, one reference frame's patches, and the tokens.
+
+        Args:
+            source: the video file.
+            query: what the keyframes should be relevant to; the bare question.
+            processor: makes pixels and query tokens, such as `ViLaMPProcessor`.
+            fps: frames sampled per second; the configuration's when left out.
+            max_frames: the most frames to sample, spread over the video.
+            batch_size: frames decoded and encoded at a time; it changes the result only by rounding.
+
+        Raises:
+            ValueError: bad sampling options, or no frame is a keyframe.
+            VideoError: the file can't be read, or not to its end.
+        """
+        sampling = {"fps": self.config.fps if fps is None else fps, "max_frames": max_frames, "batch_size": batch_size}
+        query_embed = self.embed_query(**processor.selector_query([query]))[0]
+
+        frame_embeds, timestamps = [], []
+        for batch in _watched(source, sampling, "decode, select"):
+            frame_embeds.append(self.embed_frames(processor.selector_pixels(batch.frames)).cpu())
+            timestamps.append(batch.timestamps)
+        frame_embeds = torch.cat(frame_embeds)
+        num_frames = len(frame_embeds)
+        keyframes = self.select(frame_embeds, query_embed.cpu()).indices
+
+        read_ahead = {
+            frame: self.patch_features(processor.vision_pixels(frames_at(source, [frame], **sampling)))[0]
+            for frame in self.early_references(num_frames, keyframes)
+        }
+        batches = (
+            self.patch_features(processor.vision_pixels(batch.frames))
+            for batch in _watched(source, sampling, "decode, encode")
+        )
+        sequence = self.mix_tokens(batches, num_frames, keyframes, query_embed, read_ahead)
+        return replace(sequence, timestamps=np.concatenate(timestamps))
+
+    def _encode_batch(
+        self,
+        pixel_values_videos: torch.Tensor,
+        selector_pixel_values: torch.Tensor | None,
+        query_input_ids: torch.Tensor | None,
+        query_attention_mask: torch.Tensor | None,
+        video_num_frames: torch.Tensor | None,
+    ) -> list[torch.Tensor]:
+        """Encode a batch's videos, frames of all of them on axis 0."""
+        for name, value in {
+            "selector_pixel_values": selector_pixel_values,
+            "query_input_ids": query_input_ids,
+        }.items():
+            if value is None:
+                raise ValueError(f"pixel_values_videos need {name} too: keyframes are chosen by the query")
+        total = len(float_tensor("pixel_values_videos", pixel_values_videos, 4))
+        if len(float_tensor("selector_pixel_values", selector_pixel_values, 4)) != total:
+            raise ValueError(
+                f"pixel_values_videos and selector_pixel_values must hold the same frames, got {total} and "
+                f"{len(selector_pixel_values)}"
+            )
+        counts = [total] if video_num_frames is None else torch.as_tensor(video_num_frames).tolist()
+        if sum(counts) != total or min(counts) < 1 or len(counts) != len(query_input_ids):
+            raise ValueError(
+                f"video_num_frames must name the frames of each of {len(query_input_ids)} videos, {total} together, "
+                f"got {counts}"
+            )
+        query_embeds = self.embed_query(query_input_ids, query_attention_mask)
+        videos = zip(pixel_values_videos.split(counts), selector_pixel_values.split(counts), query_embeds, strict=True)
+        return [self.encode_frames(*video).embeds for video in videos]
+
+    # --- Language model ----------------------------------------------------------------------------------------------
+
+    def place_videos(
+        self,
+        input_ids: torch.Tensor,
+        video_embeds: list[torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Put each video's tokens in the place of its prompt's video token, and pad on the left.
+
+        Args:
+            input_ids: [B, L], one `config.video_token_id` in each row.
+            video_embeds: B tensors [T, D].
+            attention_mask: [B, L], 0 for padding on either side.
+            labels: [B, L]; the video's tokens get −100.
+
+        Returns:
+            inputs_embeds [B, S, D], attention_mask [B, S] and labels [B, S] (None without labels).
+
+        Raises:
+            ValueError: a row without a video token or with several, or another number of videos than rows.
+        """
+        input_ids = input_ids.to(self.device)
+        if len(video_embeds) != len(input_ids):
+            raise ValueError(f"{len(input_ids)} prompts need as many videos, got {len(video_embeds)}")
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(self.device)
+        embed = self.get_input_embeddings()
+        rows, targets = [], []
+        for row, (ids, mask, video) in enumerate(zip(input_ids, attention_mask, video_embeds, strict=True)):
+            ids = ids[mask.bool()]
+            at = (ids == self.config.video_token_id).nonzero()[:, 0].tolist()
+            if len(at) != 1:
+                raise ValueError(
+                    f"prompt {row} must hold one video token ({self.config.video_token_id}), got {len(at)}"
+                )
+            before, after = ids[: at[0]], ids[at[0] + 1 :]
+            video = video.to(self.device, self.dtype)
+            rows.append(torch.cat([embed(before), video, embed(after)]))
+            if labels is not None:
+                own = labels[row].to(self.device)[mask.bool()]
+                ignored = own.new_full((len(video),), _IGNORED)
+                targets.append(torch.cat([own[: at[0]], ignored, own[at[0] + 1 :]]))
+        mask = [torch.ones(len(row), dtype=torch.long, device=self.device) for row in rows]
+        return _pad_left(rows, 0), _pad_left(mask, 0), _pad_left(targets, _IGNORED) if targets else None
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        selector_pixel_values: torch.Tensor | None = None,
+        query_input_ids: torch.Tensor | None = None,
+        query_attention_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        video_num_frames: torch.Tensor | None = None,
+        video_embeds: list[torch.Tensor] | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 1,
+        **options: Any,
+    ) -> ViLaMPOutput:
+        """Read prompts with their videos; return the last logits, and the loss if there are labels.
+
+        Without pixels and video_embeds the prompt is plain text.
+
+        Args:
+            input_ids: [B, L], one `config.video_token_id` in each row.
+            pixel_values_videos: [ΣN, 3, H, W], the frames of all videos in order, for the vision tower.
+            selector_pixel_values: [ΣN, 3, h, w], the same frames for the selector.
+            query_input_ids: [B, L_q], for the selector.
+            query_attention_mask: [B, L_q].
+            attention_mask: [B, L], 0 for padding on either side.
+            labels: [B, L], −100 where the next token is not supervised.
+            video_num_frames: [B], frames of each video; left out for one video.
+            video_embeds: B tensors [T, D] in place of pixels, such as `encode_video` makes.
+            inputs_embeds: [B, S, D] in place of all of the above.
+            position_ids: [B, S]; counted from the attention mask when left out.
+            past_key_values: the language model's cache.
+            use_cache: whether to return one.
+            logits_to_keep: how many last positions get logits; 0 for all (at 10,000 frames, 16,241 × vocabulary).
+            options: passed to the language model, such as `output_attentions`.
+
+        Raises:
+            ValueError: inputs that don't go together; the message says which.
+        """
+        if pixel_values_videos is not None:
+            video_embeds = self._encode_batch(
+                pixel_values_videos, selector_pixel_values, query_input_ids, query_attention_mask, video_num_frames
+            )
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass either input_ids or inputs_embeds")
+        if video_embeds is not None:
+            if input_ids is None:
+                raise ValueError("a video needs input_ids, with its token in them")
+            inputs_embeds, attention_mask, labels = self.place_videos(input_ids, video_embeds, attention_mask, labels)
+        elif inputs_embeds is None:
+            if (input_ids == self.config.video_token_id).any():
+                raise ValueError("input_ids hold a video token, but no video came with them")
+            inputs_embeds = self.get_input_embeddings()(input_ids.to(self.device))
+        if position_ids is None and attention_mask is not None and past_key_values is None:
+            position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+
+        length = inputs_embeds.shape[1]
+        kept = torch.arange(length - min(logits_to_keep or length, length), length)
+        supervised = torch.empty(0, dtype=torch.long)
+        if labels is not None:
+            # Only positions whose next token is supervised need logits.
+            supervised = (labels[:, 1:] != _IGNORED).any(dim=0).nonzero()[:, 0].cpu()
+        needed = torch.cat([kept, supervised]).unique()
+        output = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            logits_to_keep=needed.to(inputs_embeds.device),
+            **options,
+        )
+        loss = None
+        if labels is not None:
+            predicted = output.logits[:, torch.searchsorted(needed, supervised)].flatten(0, 1).float()
+            loss = F.cross_entropy(predicted, labels[:, supervised + 1].flatten(), ignore_index=_IGNORED)
+        logits = output.logits[:, torch.searchsorted(needed, kept)]
+        return ViLaMPOutput(loss, logits, output.past_key_values, output.hidden_states, output.attentions)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        selector_pixel_values: torch.Tensor | None = None,
+        query_input_ids: torch.Tensor | None = None,
+        query_attention_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        video_num_frames: torch.Tensor | None = None,
+        video_embeds: list[torch.Tensor] | None = None,
+        **options: Any,
+    ) -> torch.Tensor:
+        """Answer: encode the videos once, then generate with any of transformers' strategies.
+
+        Args:
+            input_ids: as in `forward`, like the other inputs.
+            pixel_values_videos: as in `forward`.
+            selector_pixel_values: as in `forward`.
+            query_input_ids: as in `forward`.
+            query_attention_mask: as in `forward`.
+            attention_mask: as in `forward`.
+            video_num_frames: as in `forward`.
+            video_embeds: as in `forward`.
+            options: those of `GenerationMixin.generate`, such as `max_new_tokens`, `do_sample`, `num_beams`.
+
+        Returns:
+            [B, new tokens]: the answers alone, without the prompts.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        if pixel_values_videos is not None:
+            video_embeds = self._encode_batch(
+                pixel_values_videos, selector_pixel_values, query_input_ids, query_attention_mask, video_num_frames
+            )
+        if input_ids is None:
+            raise ValueError("generate needs input_ids")
+        if video_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids.to(self.device))
+        else:
+            inputs_embeds, attention_mask, _ = self.place_videos(input_ids, video_embeds, attention_mask)
+        return super().generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **options)
+
+    def adjust_generation_fn(self, *args: Any, **options: Any) -> None:
+        """Load the generation settings that were saved; without any, take the language model's, not ViLaMP's."""
+        super().adjust_generation_fn(*args, **options)
+        if self.generation_config._from_model_config:
+            self.generation_config = self.generation_config_class.from_model_config(self.config)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        inputs_embeds: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        is_first_iteration: bool = False,
+        **kwargs: Any,  # by this name transformers knows that forward's other arguments may come along
+    ) -> dict[str, Any]:
+        """Prepare one step; without a cache every step reads the prompt's embeddings again, then the new tokens."""
+        if inputs_embeds is not None and past_key_values is None and not is_first_iteration:
+            inputs_embeds = torch.cat([inputs_embeds, self.get_input_embeddings()(input_ids)], dim=1)
+            is_first_iteration = True
+        return super().prepare_inputs_for_generation(
+            input_ids,
+            inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+
+    def _onto(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.to(self.device, self.dtype)
+
+
+def _features(output: Any) -> torch.Tensor:
+    """Unwrap what a CLIP's `get_*_features` return: a tensor in transformers 4, an output in 5."""
+    return output if torch.is_tensor(output) else output.pooler_output
+
+
+def _watched(source: str | PathLike[str], sampling: Mapping[str, Any], doing: str) -> Iterator[Any]:
+    """Stream a video's batches under a progress bar."""
+    stream = stream_frames(source, **sampling)
+    with progress_bar(stream.num_frames, "frames", doing) as bar:
+        for batch in stream:
+            yield batch
+            bar.update(len(batch.indices))
+
+
+def _pad_left(rows: list[torch.Tensor], value: float) -> torch.Tensor:
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left")
+
+
+AutoModel.register(ViLaMPConfig, ViLaMPForConditionalGeneration)

@@ -1,0 +1,335 @@
+"""A video and a question into the tensors of `ViLaMPForConditionalGeneration`."""
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    BatchFeature,
+    CLIPImageProcessorPil,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    SiglipImageProcessorPil,
+)
+
+from vilamp_lite.checks import describe
+from vilamp_lite.configuration import ViLaMPConfig
+from vilamp_lite.encoders import tokenize
+from vilamp_lite.video import stream_frames
+
+Video: TypeAlias = str | PathLike[str] | np.ndarray
+
+# Qwen's chat format, as the released code writes it. The video stands before the question.
+PROMPT = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\n<video>\n{question}<|im_end|>\n<|im_start|>assistant\n"
+)
+SELECTOR_FOLDER = "selector"  # holds the selector's tokenizer and image processor
+_IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
+_FRAMES_AT_ONCE = 32
+_BYTE_LEVEL_SPECIALS = ("<|endoftext|>", "<|im_end|>", "<|im_start|>")
+
+
+class ViLaMPProcessor:
+    """Videos into pixels for two vision models, and questions into tokens for two text models.
+
+    The language model reads the question in Qwen's chat format (`PROMPT`), the selector the bare question.
+
+    Attributes:
+        config: of the model; its K, pooling and context length say how much fits.
+        tokenizer: of the language model.
+        selector_tokenizer: of the selector's text tower.
+        image_processor: makes the vision tower's pixels: 384×384, bicubic, whatever the shape of the frame.
+        selector_image_processor: makes the selector's pixels.
+    """
+
+    def __init__(
+        self,
+        config: ViLaMPConfig,
+        tokenizer: Any,
+        selector_tokenizer: Any,
+        image_processor: Any = None,
+        selector_image_processor: Any = None,
+    ) -> None:
+        """Put a processor together.
+
+        Args:
+            config: of the model; shared, not copied, so that changes to K count here too.
+            tokenizer: of the language model.
+            selector_tokenizer: of the selector.
+            image_processor: for the vision tower; the released code's when left out.
+            selector_image_processor: for the selector; CLIP's or SigLIP's own when left out.
+        """
+        self.config = config
+        self.tokenizer = tokenizer
+        self.selector_tokenizer = selector_tokenizer
+        self.image_processor = image_processor or _squashed(config.vision_config)
+        self.selector_image_processor = selector_image_processor or _selector_image_processor(config)
+
+    @classmethod
+    def byte_level(cls, config: ViLaMPConfig) -> "ViLaMPProcessor":
+        """Make a processor whose tokens are bytes, for tiny models with a vocabulary of at least 259.
+
+        Raises:
+            ValueError: a vocabulary is too small.
+        """
+        needed = 256 + len(_BYTE_LEVEL_SPECIALS)
+        for name, vocabulary in {
+            "text_config": config.text_config.vocab_size,
+            "selector_config": config.selector_config.text_config.vocab_size,
+        }.items():
+            if vocabulary < needed:
+                raise ValueError(f"bytes need a vocabulary of {needed}, {name} has {vocabulary}")
+        return cls(config, _byte_tokenizer(ends=False), _byte_tokenizer(ends=True))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | PathLike[str],
+        config: ViLaMPConfig | None = None,
+        *,
+        tokenizer: str | PathLike[str] | None = None,
+        selector_tokenizer: str | PathLike[str] | None = None,
+    ) -> "ViLaMPProcessor":
+        """Load what `save_pretrained` wrote; a directory without image processors gets the released code's pixels.
+
+        Args:
+            path: the directory.
+            config: the model's, to share it; read from the directory when left out.
+            tokenizer: a directory or name to take the language model's tokenizer from instead.
+            selector_tokenizer: likewise for the selector's.
+
+        Raises:
+            ValueError: there is no tokenizer for the language model or for the selector.
+        """
+        selector = Path(path) / SELECTOR_FOLDER
+        whole = (selector / _IMAGE_PROCESSOR_FILE).is_file()
+        return cls(
+            config or ViLaMPConfig.from_pretrained(path),
+            _tokenizer(tokenizer or Path(path), "tokenizer", "the language model"),
+            _tokenizer(selector_tokenizer or selector, "selector_tokenizer", "the selector"),
+            AutoImageProcessor.from_pretrained(path, backend="pil") if whole else None,
+            AutoImageProcessor.from_pretrained(selector, backend="pil") if whole else None,
+        )
+
+    def save_pretrained(self, path: str | PathLike[str]) -> None:
+        """Write the four parts and the configuration; the selector's go to a folder of their own.
+
+        Args:
+            path: the directory, such as the model's.
+        """
+        selector = Path(path) / SELECTOR_FOLDER
+        self.config.save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
+        self.image_processor.save_pretrained(path)
+        self.selector_tokenizer.save_pretrained(selector)
+        self.selector_image_processor.save_pretrained(selector)
+
+    def __call__(
+        self,
+        videos: Video | Sequence[Video],
+        text: str | Sequence[str],
+        *,
+        fps: float | None = None,
+        max_frames: int | None = None,
+    ) -> BatchFeature:
+        """Turn videos and their questions into the inputs of `forward` and `generate`.
+
+        All frames' pixels are held in memory; for long files see `ViLaMPForConditionalGeneration.encode_video`.
+
+        Args:
+            videos: a file or frames (uint8 [N, H, W, 3]) for one question, or a list of them for a list.
+            text: a question, or a list of questions.
+            fps: frames sampled per second of a file; the configuration's when left out.
+            max_frames: the most frames to sample of a file, spread over it.
+
+        Returns:
+            `input_ids`, `attention_mask` (padded on the left), `pixel_values_videos`, `selector_pixel_values`,
+            `query_input_ids`, `query_attention_mask` where the selector takes one, and `video_num_frames`.
+
+        Raises:
+            ValueError: numbers of videos and questions differ, frames of another form, or too long a sequence.
+            VideoError: a file can't be read.
+        """
+        single = isinstance(text, str)
+        questions, videos = ([text], [videos]) if single else (list(text), list(videos))
+        if len(questions) != len(videos) or not questions:
+            raise ValueError(f"each question needs a video: got {len(questions)} questions and {len(videos)} videos")
+        prompts = self.prompts(questions)
+        pixels = []
+        for video, mask in zip(videos, prompts["attention_mask"], strict=True):
+            pixels.append(self._pixels(video, int(mask.sum()), fps, max_frames))
+        vision, selector = zip(*pixels, strict=True)
+        return BatchFeature(
+            {
+                **prompts,
+                "pixel_values_videos": torch.cat(vision),
+                "selector_pixel_values": torch.cat(selector),
+                **self.selector_query(questions),
+                "video_num_frames": torch.tensor([len(frames) for frames in vision]),
+            }
+        )
+
+    def prompts(self, questions: list[str]) -> dict[str, torch.Tensor]:
+        """Write questions in the chat format, with `config.video_token_id` where the video goes.
+
+        Returns:
+            `input_ids` and `attention_mask`, int64 [B, L], padded on the left.
+
+        Raises:
+            ValueError: a question is empty or not a string.
+        """
+        rows = []
+        for question in questions:
+            if not isinstance(question, str) or not question.strip():
+                raise ValueError(f"a question must be a non-empty string, got {describe(question)}")
+            # The question may itself say "<video>": only the first one, which is ours, marks the place.
+            before, after = (self._ids(part) for part in PROMPT.replace("{question}", question).split("<video>", 1))
+            rows.append(torch.tensor([*before, self.config.video_token_id, *after]))
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        sequence = torch.nn.utils.rnn.pad_sequence
+        return {
+            "input_ids": sequence(rows, batch_first=True, padding_value=pad, padding_side="left"),
+            "attention_mask": sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left"),
+        }
+
+    def selector_query(self, queries: list[str]) -> dict[str, torch.Tensor]:
+        """Tokenise bare questions for the selector; one that is too long for it is cut, with a warning.
+
+        Returns:
+            `query_input_ids` [B, L] and, unless the selector is a SigLIP, `query_attention_mask` [B, L].
+
+        Raises:
+            ValueError: a query is empty or not a string.
+        """
+        # SigLIP was trained on texts padded to full length, whose padding it attends to: it gets no mask.
+        is_siglip = self.config.selector_config.model_type.startswith("siglip")
+        longest = self.config.selector_config.text_config.max_position_embeddings
+        tokens = tokenize(self.selector_tokenizer, queries, longest, "max_length" if is_siglip else True)
+        query = {"query_input_ids": tokens["input_ids"]}
+        return query if is_siglip else query | {"query_attention_mask": tokens["attention_mask"]}
+
+    def vision_pixels(self, frames: np.ndarray) -> torch.Tensor:
+        """Turn frames, uint8 [B, H, W, 3], into the vision tower's pixels, float32 [B, 3, h, w].
+
+        Raises:
+            ValueError: frames of another form.
+        """
+        return _processed(self.image_processor, frames)
+
+    def selector_pixels(self, frames: np.ndarray) -> torch.Tensor:
+        """Turn frames, uint8 [B, H, W, 3], into the selector's pixels, float32 [B, 3, h, w].
+
+        Raises:
+            ValueError: frames of another form.
+        """
+        return _processed(self.selector_image_processor, frames)
+
+    def require_room(self, num_frames: int, text_tokens: int, new_tokens: int = 0) -> None:
+        """Refuse a sequence longer than the language model's context, before anything is decoded.
+
+        Args:
+            num_frames: N; min(N, K) of them count as keyframes.
+            text_tokens: of the prompt, its video token included.
+            new_tokens: of the answer.
+
+        Raises:
+            ValueError: it does not fit; the message says how many tokens there are of what, and what to change.
+        """
+        config = self.config
+        visual, context = config.visual_tokens(num_frames), config.text_config.max_position_embeddings
+        total = visual + text_tokens - 1 + new_tokens
+        if total > context:
+            keyframes = min(num_frames, config.max_keyframes)
+            raise ValueError(
+                f"{total:,} tokens do not fit the language model's {context:,}: {visual:,} of the video "
+                f"({keyframes:,} keyframes of {config.tokens_per_keyframe}, {num_frames - keyframes:,} other frames), "
+                f"{text_tokens - 1:,} of the prompt, {new_tokens:,} of the answer; lower max_frames or fps, or "
+                "max_keyframes"
+            )
+
+    def batch_decode(self, token_ids: torch.Tensor) -> list[str]:
+        """Turn the tokens that `generate` returns, [B, L], into texts."""
+        return self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _pixels(
+        self, video: Video, text_tokens: int, fps: float | None, max_frames: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both kinds of pixels of a whole video."""
+        if isinstance(video, np.ndarray):
+            self.require_room(len(video), text_tokens)
+            return self.vision_pixels(video), self.selector_pixels(video)
+        stream = stream_frames(
+            video,
+            fps=self.config.fps if fps is None else fps,
+            max_frames=max_frames,
+            batch_size=_FRAMES_AT_ONCE,
+        )
+        self.require_room(stream.num_frames, text_tokens)
+        batches = [(self.vision_pixels(batch.frames), self.selector_pixels(batch.frames)) for batch in stream]
+        vision, selector = zip(*batches, strict=True)
+        return torch.cat(vision), torch.cat(selector)
+
+
+def holds_tokenizer(folder: Path) -> bool:
+    """Tell whether a folder holds the files of a Hugging Face tokenizer."""
+    files = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
+    return any((folder / name).is_file() for name in files)
+
+
+def _tokenizer(name_or_path: str | PathLike[str], option: str, whose: str) -> PreTrainedTokenizerBase:
+    if isinstance(name_or_path, Path) and not holds_tokenizer(name_or_path):
+        flag = f"--{option.replace('_', '-')}"
+        raise ValueError(f"{name_or_path} holds no tokenizer for {whose}; name one with {option} ({flag})")
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"can't load a tokenizer for {whose} from {name_or_path} ({error}); see {option}") from error
+
+
+def _processed(image_processor: Any, frames: np.ndarray) -> torch.Tensor:
+    is_frames = isinstance(frames, np.ndarray) and frames.dtype == np.uint8 and frames.ndim == 4
+    if not is_frames or frames.shape[-1] != 3 or not frames.size:
+        raise ValueError(f"frames must be a uint8 array [N, H, W, 3], got {describe(frames)}")
+    inputs = image_processor(list(frames), input_data_format="channels_last", return_tensors="pt")
+    return inputs["pixel_values"]
+
+
+def _squashed(vision: PreTrainedConfig) -> SiglipImageProcessorPil:
+    """The released code's: the whole frame squashed to a square, bicubic, values from −1 to 1."""
+    return SiglipImageProcessorPil(size={"height": vision.image_size, "width": vision.image_size})
+
+
+def _selector_image_processor(config: ViLaMPConfig) -> Any:
+    vision = config.selector_config.vision_config
+    if config.selector_config.model_type.startswith("siglip"):
+        return _squashed(vision)
+    square = {"height": vision.image_size, "width": vision.image_size}
+    return CLIPImageProcessorPil(size={"shortest_edge": vision.image_size}, crop_size=square)
+
+
+def _byte_tokenizer(ends: bool) -> PreTrainedTokenizerFast:
+    """A tokenizer without merges; with `ends`, <|im_end|> follows each text, as a CLIP text tower expects."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({symbol: number for number, symbol in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(_BYTE_LEVEL_SPECIALS))
+    if ends:
+        end = _BYTE_LEVEL_SPECIALS[1]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"$A {end}", special_tokens=[(end, tokenizer.token_to_id(end))]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=_BYTE_LEVEL_SPECIALS[0], eos_token=_BYTE_LEVEL_SPECIALS[1]
+    )
