@@ -18,6 +18,7 @@ from vilamp_lite.merging import (
     merge_frames,
     pool_patches,
     preceding_keyframe,
+    released_reference,
 )
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -416,3 +417,55 @@ def test_bad_videos_and_weights() -> None:
             DifferentialMerger.from_released_weights(weights | {"tau": torch.tensor(tau)})
     with pytest.raises(ValueError, match="weights must map names"):
         DifferentialMerger.from_released_weights(None)
+
+
+# --- Reference frames as released, neutral start, half precision ------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "num_frames"), [("merge_n9_k3_late", 9), ("merge_n66_k3_chunked", 66)])
+def test_released_reference_goldens(name: str, num_frames: int) -> None:
+    case = np.load(GOLDEN / f"{name}.npz")
+    keyframes = torch.from_numpy(case["keyframe_mask"]).nonzero()[:, 0]
+    assert released_reference(num_frames, keyframes).tolist() == case["ref_index_official"].tolist()
+    assert preceding_keyframe(num_frames, keyframes, "self").tolist() == case["ref_index_fixed_self"].tolist()
+    assert preceding_keyframe(num_frames, keyframes).tolist() == case["ref_index_fixed_first"].tolist()
+
+
+@given(st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1), min_size=1))))
+def test_released_reference_is_the_segments_number(video: tuple[int, set[int]]) -> None:
+    num_frames, chosen = video
+    keyframes = sorted(chosen)
+    for before_first in ("self", "first"):
+        slipped = released_reference(num_frames, torch.tensor(keyframes), before_first).tolist()
+        for frame, reference in enumerate(slipped):
+            segment = sum(keyframe <= frame for keyframe in keyframes) - 1
+            assert reference == (segment if segment >= 0 else frame if before_first == "self" else 0)
+    if keyframes == list(range(len(keyframes))):
+        assert slipped == preceding_keyframe(num_frames, torch.tensor(keyframes)).tolist()
+
+
+def test_a_neutral_start_is_the_mean_and_still_learns() -> None:
+    torch.manual_seed(0)
+    merger = DifferentialMerger(32, 8)
+    merger.start_neutral()
+    patches, reference, query = 3 * torch.randn(4, 25, 32), 3 * torch.randn(25, 32), 10 * torch.randn(8)
+    tokens, weights = merger(patches, reference, query)
+    assert (tokens - patches.mean(dim=1)).abs().max() < 1e-3
+    (tokens * torch.randn_like(tokens)).sum().backward()
+    for name, parameter in merger.named_parameters():
+        assert parameter.grad.any(), name
+    assert weights.std() > 0
+    with pytest.raises(ValueError, match="can start neutral only"):
+        DifferentialMerger(32, 8, redundancy="raw").start_neutral()
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.bfloat16, 8), (torch.float16, 11)])
+def test_half_precision_scores_are_as_good_as_its_patches(dtype: torch.dtype, bits: int) -> None:
+    """At α = 0.01, rounding of the scores themselves would be multiplied by 100."""
+    torch.manual_seed(0)
+    patches, reference, query = torch.randn(6, 49, 64), torch.randn(49, 64), torch.randn(64)
+    rounded = [tensor.to(dtype) for tensor in (patches, reference, query)]
+    _, weights = differential_merge(*rounded)
+    _, exact = differential_merge(*(tensor.float() for tensor in rounded))
+    assert weights.dtype == dtype
+    assert (weights.float() - exact).abs().max() < 2.0**-bits  # the rounding of the weights themselves

@@ -430,6 +430,22 @@ def test_half_precision_on_the_cpu(dtype: torch.dtype) -> None:
     assert answer.shape[0] == 1
 
 
+@pytest.mark.parametrize("preset", ["paper", "released"])
+@torch.no_grad()
+def test_full_size_shapes_on_the_meta_device(preset: str) -> None:
+    """Everything from pixels to visual tokens follows the parameters' device and type."""
+    with torch.device("meta"):
+        model = ViLaMPForConditionalGeneration(getattr(ViLaMPConfig, preset)()).to(torch.bfloat16)
+    patches = model.patch_features(torch.rand(4, 3, 384, 384))
+    assert patches.shape == (4, 729, 1152)
+    assert model.embed_frames(torch.rand(4, 3, 224, 224)).shape == (4, 512)
+    query = model.embed_query(torch.tensor([[49406, 2368, 49407]]))[0]
+    sequence = model.mix_tokens([patches], 4, torch.tensor([1, 3]), query, {1: patches[1]})
+    assert sequence.embeds.shape == (model.config.visual_tokens(4, 2), 3584)
+    for made in (patches, query, sequence.embeds):
+        assert (made.device.type, made.dtype) == ("meta", torch.bfloat16)
+
+
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_attention_implementations_reach_every_part(implementation: str, tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path)

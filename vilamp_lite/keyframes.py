@@ -20,6 +20,7 @@ from vilamp_lite.checks import ArrayLike, choice, describe, finite_number, float
 _SCORED_ROWS = 256  # few enough to stay in a core's cache between the two dot products
 _SAFE_SQUARES = (1e-20, 1e36)  # float32 keeps its precision between them
 _FEWEST_CANDIDATES, _MOST_CANDIDATES = 64, 192  # fetched at a time
+_SORTED_FIRST = 1024  # more than most walks visit
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,31 +289,32 @@ def _relevance(
     """
     units = queries.numpy()
     dots = np.empty((len(units), len(frames)), units.dtype)
-    norms = np.empty(len(frames), units.dtype)
-    for start in range(0, len(frames), _SCORED_ROWS):
-        rows = frames[start : start + _SCORED_ROWS].to("cpu", queries.dtype).numpy()
-        part = slice(start, start + len(rows))
-        for unit, dot in zip(units, dots, strict=True):
-            np.vecdot(rows, unit, out=dot[part])
-        if inverse_norms is None:
-            norms[part] = _norms(rows)
+    squares = np.empty(len(frames), units.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, len(frames), _SCORED_ROWS):
+            part = slice(start, start + _SCORED_ROWS)
+            rows = frames[part].to("cpu", queries.dtype).numpy()
+            for unit, dot in zip(units, dots, strict=True):
+                np.vecdot(rows, unit, out=dot[part])
+            if inverse_norms is None:
+                np.vecdot(rows, rows, out=squares[part])
     if inverse_norms is None:
-        bad = ~np.isfinite(norms)
-        if bad.any():
-            first = int(bad.argmax())
-            raise ValueError(f"frame_embeds holds NaN or infinity, or numbers near the largest, first in frame {first}")
-        inverse_norms = _inverse(torch.from_numpy(norms))
+        inverse_norms = _inverse(torch.from_numpy(_norms(frames, squares)))
     return torch.from_numpy(dots).mul_(inverse_norms), inverse_norms
 
 
-def _norms(rows: np.ndarray) -> np.ndarray:
-    """Lengths [n] of rows [n, D]; those whose squares leave the range of the type are found in double precision."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        squares = np.vecdot(rows, rows)
-        unsafe = ~((squares > _SAFE_SQUARES[0]) & (squares < _SAFE_SQUARES[1]))
-        norms = np.sqrt(squares)
-        if unsafe.any():
-            norms[unsafe] = np.linalg.norm(rows[unsafe].astype(np.float64), axis=1)
+def _norms(frames: torch.Tensor, squares: np.ndarray) -> np.ndarray:
+    """Lengths [N] of frames, given their squares; where those leave the range of the type, in double precision."""
+    norms = np.sqrt(squares)
+    (unsafe,) = np.nonzero(~((squares > _SAFE_SQUARES[0]) & (squares < _SAFE_SQUARES[1])))
+    for start in range(0, len(unsafe), _SCORED_ROWS):
+        part = unsafe[start : start + _SCORED_ROWS]
+        rows = frames[torch.from_numpy(part).to(frames.device)].to("cpu", torch.float64)
+        norms[part] = torch.linalg.vector_norm(rows, dim=1)
+    bad = ~np.isfinite(norms)
+    if bad.any():
+        first = int(bad.argmax())
+        raise ValueError(f"frame_embeds holds NaN or infinity, or numbers near the largest, first in frame {first}")
     return norms
 
 
@@ -321,9 +323,13 @@ def _inverse(norms: torch.Tensor) -> torch.Tensor:
     return torch.where(norms > torch.finfo(norms.dtype).tiny, 1 / norms, 0)
 
 
-def _by_relevance(relevance: torch.Tensor) -> torch.Tensor:
-    """Frame numbers [N], the most relevant first, ties to the earlier frame."""
-    return torch.argsort(relevance, descending=True, stable=True)
+def _by_relevance(relevance: torch.Tensor, count: int | None = None) -> torch.Tensor:
+    """Frame numbers, the most relevant first, ties to the earlier frame: all [N], or at least the first `count`."""
+    if count is None or count >= len(relevance):
+        return torch.argsort(relevance, descending=True, stable=True)
+    least = float(np.partition(relevance.numpy(), -count)[-count])
+    among = (relevance >= least).nonzero()[:, 0]
+    return among[_by_relevance(relevance[among])]
 
 
 def _unit_rows(frames: torch.Tensor, inverse_norms: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -343,39 +349,43 @@ def _walk(
 
     Candidates are fetched a block at a time, best first, and compared with the chosen frames in one product.
     """
-    candidates = _by_relevance(relevance)[: int((relevance >= floor).sum())]
+    eligible = int((relevance >= floor).sum())
+    candidates = _by_relevance(relevance, _SORTED_FIRST)[:eligible].numpy()
+    inverses = inverse_norms.numpy()
     refused_by = np.full(len(frames), -1)
     order: list[int] = []
     redundancy: list[float] = []
-    chosen = inverse_norms.new_empty(0, frames.shape[1])
+    keyframes = inverse_norms.new_empty(min(max_keyframes, eligible), frames.shape[1])  # unit vectors
+    chosen = keyframes.numpy()
     buffer = frames.new_empty(_MOST_CANDIDATES, frames.shape[1])
     start, size = 0, _FEWEST_CANDIDATES
-    while start < len(candidates) and len(order) < max_keyframes:
+    while start < eligible and len(order) < max_keyframes:
+        if start + size > len(candidates) < eligible:
+            candidates = _by_relevance(relevance)[:eligible].numpy()
         block = candidates[start : start + size]
-        fetched = torch.index_select(frames, 0, block.to(frames.device), out=buffer[: len(block)])
-        rows = fetched.to("cpu", inverse_norms.dtype)
-        scale, block = inverse_norms[block].numpy(), block.numpy()
+        numbers = torch.from_numpy(block).to(frames.device)
+        rows = torch.index_select(frames, 0, numbers, out=buffer[: len(block)]).to("cpu", inverse_norms.dtype)
+        vectors, scale = rows.numpy(), inverses[block]
         nearest = np.full(len(block), -math.inf, scale.dtype)
         nearest_keyframe = np.full(len(block), -1)
         if order:
-            similarity, which = (rows @ chosen.T).max(dim=1)
+            similarity, which = (rows @ keyframes[: len(order)].T).max(dim=1)
             nearest = _cosine(similarity.numpy(), scale)
             nearest_keyframe = np.array(order)[which.numpy()]
-        vectors = rows.numpy()
-        new: list[np.ndarray] = []
         position = 0  # frames before it have been visited
+        found = len(order)
         while len(order) < max_keyframes:
             accepted = nearest[position:] <= threshold
             if not accepted.any():
                 position = len(block)
                 break
             position += int(accepted.argmax())
+            unit = np.multiply(vectors[position], scale[position], out=chosen[len(order)])
             order.append(int(block[position]))
             redundancy.append(float(nearest[position]))
-            new.append(vectors[position] * scale[position])
             position += 1
             # Of this block only the frames still to be visited see the new keyframe.
-            similarity = _cosine(np.vecdot(vectors[position:], new[-1]), scale[position:])
+            similarity = _cosine(np.vecdot(vectors[position:], unit), scale[position:])
             closer = similarity > nearest[position:]
             nearest[position:][closer] = similarity[closer]
             nearest_keyframe[position:][closer] = order[-1]
@@ -383,9 +393,7 @@ def _walk(
         refused_by[block[:position][refused]] = nearest_keyframe[:position][refused]
         start += len(block)
         # A keyframe is compared with the rest of its block at once, so blocks are short where many are chosen.
-        size = _FEWEST_CANDIDATES if new else min(2 * size, _MOST_CANDIDATES)
-        if new:
-            chosen = torch.cat([chosen, torch.from_numpy(np.stack(new))])
+        size = _FEWEST_CANDIDATES if len(order) > found else min(2 * size, _MOST_CANDIDATES)
     return order, redundancy, torch.from_numpy(refused_by)
 
 

@@ -440,18 +440,19 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 def _unit(vectors: torch.Tensor) -> torch.Tensor:
-    return F.normalize(vectors, dim=-1, eps=_EPS)
+    return F.normalize(_precise(vectors), dim=-1, eps=_EPS)
 
 
 def _cosine(vectors: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
-    """Cosines over the last axis with unit vectors, without a normalised copy of the larger side.
-
-    Those of half-precision vectors come in float32: a temperature of 0.01 would multiply their rounding by 100.
-    """
-    precise = torch.promote_types(vectors.dtype, torch.float32)
-    vectors, unit = vectors.to(precise), unit.to(precise)
+    """Cosines over the last axis with unit vectors, without a normalised copy of the larger side."""
+    vectors = _precise(vectors)
     dots = torch.einsum("...d,...d->...", vectors, unit)
     return dots / torch.linalg.vector_norm(vectors, dim=-1).clamp_min(_EPS)
+
+
+def _precise(vectors: torch.Tensor) -> torch.Tensor:
+    """Half precision as float32: a temperature of 0.01 would multiply the rounding of the scores by 100."""
+    return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
 
 
 def _pool(patches: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

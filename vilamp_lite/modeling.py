@@ -608,7 +608,8 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             predicted = output.logits[:, torch.searchsorted(needed, supervised)].flatten(0, 1).float()
-            loss = F.cross_entropy(predicted, labels[:, supervised + 1].flatten(), ignore_index=_IGNORED)
+            targets = labels[:, supervised + 1].flatten().to(predicted.device)
+            loss = F.cross_entropy(predicted, targets, ignore_index=_IGNORED)
         logits = output.logits[:, torch.searchsorted(needed, kept)]
         return ViLaMPOutput(loss, logits, output.past_key_values, output.hidden_states, output.attentions)
 
