@@ -41,6 +41,26 @@ def brute_force(
     return order, redundancy, refused_by
 
 
+def test_walks_that_visit_thousands_of_frames() -> None:
+    """Longer than what is sorted at first: few scenes, so that every frame is visited, and ties all along."""
+    random = np.random.default_rng(0)
+    scenes = np.linalg.qr(random.normal(size=(64, 5)))[0].T
+    frames = scenes[random.integers(0, 5, 3000)] + 0.02 * random.normal(size=(3000, 64))
+    frames /= np.linalg.norm(frames, axis=1, keepdims=True)
+    query = scenes.sum(axis=0) / np.sqrt(5)
+    selection = select_keyframes(frames, query, max_keyframes=8)
+    order, _, refused_by = brute_force(frames @ query, frames @ frames.T, 8, 0.85)
+    assert len(order) == 5
+    assert selection.order.tolist() == order
+    assert selection.refused_by.tolist() == refused_by
+
+    same = select_keyframes(np.ones((2000, 4), np.float32), np.ones(4, np.float32), similarity_threshold=1.0)
+    assert same.order.tolist() == list(range(32))
+    ahead = select_keyframes(np.ones((2000, 4), np.float32), np.ones(4, np.float32), max_keyframes=2)
+    assert ahead.order.tolist() == [0]
+    assert ahead.refused_by.tolist() == [-1] + [0] * 1999
+
+
 # --- golden values of the released code -----------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from vilamp_lite.checks import ArrayLike, choice, describe, finite_number, float
 
 _SCORED_ROWS = 256  # few enough to stay in a core's cache between the two dot products
 _SAFE_SQUARES = (1e-20, 1e36)  # float32 keeps its precision between them
-_FEWEST_CANDIDATES, _MOST_CANDIDATES = 64, 192  # fetched at a time
+_CANDIDATES = 192  # fetched at a time
 _SORTED_FIRST = 1024  # more than most walks visit
 
 
@@ -125,7 +125,7 @@ def top_relevance_keyframes(
     """
     frames, query, count = _check_baseline(frame_embeds, query_embed, max_keyframes)
     relevance, _ = _relevance(frames, query[None])
-    return _baseline_selection(frames, query, _by_relevance(relevance[0])[:count].tolist())
+    return _baseline_selection(frames, query, _by_relevance(relevance[0], count)[:count].tolist())
 
 
 def mmr_keyframes(
@@ -151,7 +151,7 @@ def mmr_keyframes(
     (relevance,), inverse_norms = _relevance(frames, query[None])
     left = torch.ones(len(frames), dtype=torch.bool)
     redundancy = torch.full_like(relevance, -math.inf)
-    order = [int(_by_relevance(relevance)[0])]
+    order = [int(_by_relevance(relevance, 1)[0])]
     while len(order) < count:
         left[order[-1]] = False
         newest = _unit_rows(frames, inverse_norms, torch.tensor(order[-1:]))
@@ -279,6 +279,7 @@ def _check_baseline(
     return frames, queries[0], min(positive_int("max_keyframes", max_keyframes), len(frames))
 
 
+@np.errstate(over="ignore", invalid="ignore")  # `_norms` looks after numbers that are too large
 def _relevance(
     frames: torch.Tensor, queries: torch.Tensor, inverse_norms: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -290,14 +291,13 @@ def _relevance(
     units = queries.numpy()
     dots = np.empty((len(units), len(frames)), units.dtype)
     squares = np.empty(len(frames), units.dtype)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for start in range(0, len(frames), _SCORED_ROWS):
-            part = slice(start, start + _SCORED_ROWS)
-            rows = frames[part].to("cpu", queries.dtype).numpy()
-            for unit, dot in zip(units, dots, strict=True):
-                np.vecdot(rows, unit, out=dot[part])
-            if inverse_norms is None:
-                np.vecdot(rows, rows, out=squares[part])
+    for start, block in zip(range(0, len(frames), _SCORED_ROWS), frames.split(_SCORED_ROWS), strict=True):
+        rows = block.to("cpu", queries.dtype).numpy()
+        part = slice(start, start + len(rows))
+        for unit, dot in zip(units, dots, strict=True):
+            np.vecdot(rows, unit, out=dot[part])
+        if inverse_norms is None:
+            np.vecdot(rows, rows, out=squares[part])
     if inverse_norms is None:
         inverse_norms = _inverse(torch.from_numpy(_norms(frames, squares)))
     return torch.from_numpy(dots).mul_(inverse_norms), inverse_norms
@@ -310,11 +310,10 @@ def _norms(frames: torch.Tensor, squares: np.ndarray) -> np.ndarray:
     for start in range(0, len(unsafe), _SCORED_ROWS):
         part = unsafe[start : start + _SCORED_ROWS]
         rows = frames[torch.from_numpy(part).to(frames.device)].to("cpu", torch.float64)
-        norms[part] = torch.linalg.vector_norm(rows, dim=1)
-    bad = ~np.isfinite(norms)
-    if bad.any():
-        first = int(bad.argmax())
-        raise ValueError(f"frame_embeds holds NaN or infinity, or numbers near the largest, first in frame {first}")
+        norms[part] = np.linalg.norm(rows.numpy(), axis=1)
+    bad = unsafe[~np.isfinite(norms[unsafe])]
+    if len(bad):
+        raise ValueError(f"frame_embeds holds NaN or infinity, or numbers near the largest, first in frame {bad[0]}")
     return norms
 
 
@@ -323,13 +322,13 @@ def _inverse(norms: torch.Tensor) -> torch.Tensor:
     return torch.where(norms > torch.finfo(norms.dtype).tiny, 1 / norms, 0)
 
 
-def _by_relevance(relevance: torch.Tensor, count: int | None = None) -> torch.Tensor:
+def _by_relevance(relevance: torch.Tensor, count: int | None = None) -> np.ndarray:
     """Frame numbers, the most relevant first, ties to the earlier frame: all [N], or at least the first `count`."""
-    if count is None or count >= len(relevance):
-        return torch.argsort(relevance, descending=True, stable=True)
-    least = float(np.partition(relevance.numpy(), -count)[-count])
-    among = (relevance >= least).nonzero()[:, 0]
-    return among[_by_relevance(relevance[among])]
+    scores = relevance.numpy()
+    if count is None or count >= len(scores):
+        return np.argsort(-scores, kind="stable")
+    among = np.flatnonzero(scores >= np.partition(scores, -count)[-count])
+    return among[np.argsort(-scores[among], kind="stable")]
 
 
 def _unit_rows(frames: torch.Tensor, inverse_norms: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -349,20 +348,20 @@ def _walk(
 
     Candidates are fetched a block at a time, best first, and compared with the chosen frames in one product.
     """
-    eligible = int((relevance >= floor).sum())
-    candidates = _by_relevance(relevance, _SORTED_FIRST)[:eligible].numpy()
+    eligible = np.count_nonzero(relevance.numpy() >= floor)
+    candidates = _by_relevance(relevance, _SORTED_FIRST)[:eligible]
     inverses = inverse_norms.numpy()
     refused_by = np.full(len(frames), -1)
     order: list[int] = []
     redundancy: list[float] = []
     keyframes = inverse_norms.new_empty(min(max_keyframes, eligible), frames.shape[1])  # unit vectors
     chosen = keyframes.numpy()
-    buffer = frames.new_empty(_MOST_CANDIDATES, frames.shape[1])
-    start, size = 0, _FEWEST_CANDIDATES
+    buffer = frames.new_empty(_CANDIDATES, frames.shape[1])
+    start = 0
     while start < eligible and len(order) < max_keyframes:
-        if start + size > len(candidates) < eligible:
-            candidates = _by_relevance(relevance)[:eligible].numpy()
-        block = candidates[start : start + size]
+        if start + _CANDIDATES > len(candidates) < eligible:
+            candidates = _by_relevance(relevance)[:eligible]
+        block = candidates[start : start + _CANDIDATES]
         numbers = torch.from_numpy(block).to(frames.device)
         rows = torch.index_select(frames, 0, numbers, out=buffer[: len(block)]).to("cpu", inverse_norms.dtype)
         vectors, scale = rows.numpy(), inverses[block]
@@ -373,27 +372,24 @@ def _walk(
             nearest = _cosine(similarity.numpy(), scale)
             nearest_keyframe = np.array(order)[which.numpy()]
         position = 0  # frames before it have been visited
-        found = len(order)
         while len(order) < max_keyframes:
-            accepted = nearest[position:] <= threshold
-            if not accepted.any():
+            (accepted,) = (nearest[position:] <= threshold).nonzero()
+            if not len(accepted):
                 position = len(block)
                 break
-            position += int(accepted.argmax())
+            position += int(accepted[0])
             unit = np.multiply(vectors[position], scale[position], out=chosen[len(order)])
             order.append(int(block[position]))
             redundancy.append(float(nearest[position]))
             position += 1
             # Of this block only the frames still to be visited see the new keyframe.
+            later = nearest[position:]
             similarity = _cosine(np.vecdot(vectors[position:], unit), scale[position:])
-            closer = similarity > nearest[position:]
-            nearest[position:][closer] = similarity[closer]
-            nearest_keyframe[position:][closer] = order[-1]
+            nearest_keyframe[position:][similarity > later] = order[-1]
+            np.maximum(similarity, later, out=later)
         refused = nearest[:position] > threshold
         refused_by[block[:position][refused]] = nearest_keyframe[:position][refused]
         start += len(block)
-        # A keyframe is compared with the rest of its block at once, so blocks are short where many are chosen.
-        size = _FEWEST_CANDIDATES if len(order) > found else min(2 * size, _MOST_CANDIDATES)
     return order, redundancy, torch.from_numpy(refused_by)
 
 

@@ -532,6 +532,7 @@ def _pyav_pictures(timeline: _Timeline, plan: _Plan) -> _Pictures:
                 chosen = _stand_in(timeline, target, plan.reach, before, frame)
                 damage.stand_ins += 1
             if chosen is not converted:
+                # One thread: to start more for each picture takes longer than to convert it.
                 converted, picture = chosen, _upright(chosen.to_ndarray(format="rgb24", threads=1), chosen.rotation)
             yield picture, int(np.searchsorted(ticks, chosen.pts))
     if damage.packets or damage.stand_ins:
