@@ -17,6 +17,7 @@ from vilamp_lite.checkpoints import load_checkpoint, load_processor
 from vilamp_lite.cli import app
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.processing import ViLaMPProcessor
+from vilamp_lite.video import probe as probe_file
 
 CLIP_TEXT = "model.frame_selector.model.text_model.embeddings"
 TOUR = Path(__file__).resolve().parents[1] / "data" / "photo_tour.mp4"
@@ -189,3 +190,35 @@ def test_ask_refuses(arguments: list[str], message: str) -> None:
     last = shown.stderr.strip().splitlines()[-1]
     assert last.startswith("vilamp: ")
     assert message in last
+
+
+def test_tinyworld(tmp_path: Path) -> None:
+    arguments = ["tinyworld", "--frames", "64", "--family", "companion", "--seed", "3"]
+    run = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "x.mp4"), "--json"])
+    assert run.exit_code == 0, run.output
+    about = json.loads(run.stdout)
+    assert about == json.loads((tmp_path / "x.json").read_text())
+    assert about["family"] == "companion"
+    assert about["question"].startswith("what is with the ")
+    assert probe_file(tmp_path / "x.mp4").num_frames == 64
+    again = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "y.mp4")])
+    assert about["answer"] in again.stdout
+    assert json.loads((tmp_path / "y.json").read_text()) == about | {"video": "y.mp4"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "nowhere/x.mp4"], "--out must name a .mp4 file in an existing folder"),
+        (["--out", "x.avi"], "--out must name a .mp4 file"),
+        (["--out", "x.mp4", "--family", "riddle"], "family must be one of 'attribute'"),
+        (["--out", "x.mp4", "--depth", "2"], "depth must lie from 0 to 1"),
+        (["--out", "x.mp4", "--family", "roll call", "--frames", "9"], "9 frames can't hold"),
+        ([], "Missing option '--out'"),
+    ],
+)
+def test_tinyworld_refuses(arguments: list[str], message: str) -> None:
+    shown = vilamp("tinyworld", *arguments)
+    assert shown.returncode == 2
+    assert message in shown.stderr
+    assert len(shown.stderr.strip().splitlines()) == 1

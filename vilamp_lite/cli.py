@@ -298,6 +298,32 @@ def ask(
     )
 
 
+@app.command()
+def tinyworld(
+    out: Annotated[Path, typer.Option(help="The video to write, such as X.mp4; X.json goes beside it.")],
+    frames: Annotated[int, typer.Option(help="Frames, one per second.")] = 256,
+    depth: Annotated[float, typer.Option(help="Where the needle stands, from 0 (start) to 1 (end).")] = 0.5,
+    family: Annotated[str, typer.Option(help="What is asked: attribute, companion, roll call, …")] = "attribute",
+    seed: Annotated[int, typer.Option(min=0, help="Of the question and the haystack.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Write a TinyWorld video with a needle in a haystack, and a question that only the needle answers."""
+    with _one_line_errors():
+        if out.suffix.lower() != ".mp4" or not out.resolve().parent.is_dir():
+            raise ValueError(f"--out must name a .mp4 file in an existing folder, got {out}")
+        from vilamp_lite.tinyworld.haystack import hide, save
+        from vilamp_lite.tinyworld.questions import sample_questions
+
+        (question,) = sample_questions(family, 1, seed)
+        haystack = hide(question, frames, depth, seed)
+        description = save(haystack, out)
+    if as_json:
+        typer.echo(description.read_text().strip())
+        return
+    needles = ", ".join(f"{start}–{stop - 1}" for start, stop in haystack.needle_frames)
+    Console().print(f"{out}: {frames:,} frames; “{question.text}” {question.answer} (frames {needles})", soft_wrap=True)
+
+
 def _load(
     model: Path | None,
     tokenizer: str | None,

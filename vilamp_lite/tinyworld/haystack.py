@@ -1,0 +1,107 @@
+"""Needles in haystacks: a question's scenes at a chosen depth of a video of any length (the paper's Fig. 2, VideoNIAH).
+
+The haystack is made of random scenes that never show the shape in question, but all the others and all colors.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from vilamp_lite.checks import positive_int
+from vilamp_lite.tinyworld.questions import Question, random_scene, scene_seed
+from vilamp_lite.tinyworld.render import Scene, write_video
+
+
+@dataclass(frozen=True)
+class Haystack:
+    """A video that answers one question.
+
+    Attributes:
+        question: what is asked.
+        scenes: the whole video in order, needles included.
+        needle_frames: for each of the question's needles, its first frame and the one after its last.
+    """
+
+    question: Question
+    scenes: tuple[Scene, ...]
+    needle_frames: tuple[tuple[int, int], ...]
+
+
+def hide(question: Question, num_frames: int, depth: float, seed: int, split: str = "test") -> Haystack:
+    """Hide a question's needles in a haystack.
+
+    The first needle stands at the depth, as near as the scenes' borders allow (half a scene); a second one anywhere.
+    More than two, a roll call's, are spread over the whole video, whatever the depth.
+
+    Args:
+        question: its needles are hidden.
+        num_frames: N, of the whole video.
+        depth: from 0, the video's start, to 1, its end.
+        seed: of the haystack.
+        split: whose scenes the haystack is made of.
+
+    Raises:
+        ValueError: the needles are longer than the video, a depth outside 0 to 1, or an unknown split.
+    """
+    needles = question.needles
+    left = positive_int("num_frames", num_frames) - sum(needle.num_frames for needle in needles)
+    if left < 0:
+        raise ValueError(f"{num_frames} frames can't hold this question's needles of {num_frames - left}")
+    if not 0 <= depth <= 1:
+        raise ValueError(f"depth must lie from 0 to 1, got {depth}")
+    random = np.random.default_rng((seed, 2))
+    hay = _hay(random, question.shape, left, split)
+    if len(needles) > 2:
+        depths = (np.arange(len(needles)) + random.random(len(needles))) / len(needles)
+    else:
+        depths = np.array([depth, random.random()])[: len(needles)]
+    borders = np.cumsum([0, *(scene.num_frames for scene in hay)])
+    places = [int(np.abs(borders - wanted * left).argmin()) for wanted in depths]
+
+    scenes, spans, frame = [], {}, 0
+    for place in range(len(hay) + 1):
+        for number in (n for n, at in enumerate(places) if at == place):
+            scenes.append(needles[number])
+            spans[number] = (frame, frame := frame + needles[number].num_frames)
+        if place < len(hay):
+            scenes.append(hay[place])
+            frame += hay[place].num_frames
+    return Haystack(question, tuple(scenes), tuple(spans[number] for number in range(len(needles))))
+
+
+def save(haystack: Haystack, path: str | PathLike[str]) -> Path:
+    """Write the video at one frame per second, and beside it X.json: question, options, answer, needle frames.
+
+    Returns:
+        The path of the JSON file.
+    """
+    question = haystack.question
+    num_frames = write_video(path, haystack.scenes)
+    about = {
+        "video": Path(path).name,
+        "num_frames": num_frames,
+        "family": question.family,
+        "question": question.text,
+        "options": question.options,
+        "answer": question.answer,
+        "needle_frames": haystack.needle_frames,
+    }
+    description = Path(path).with_suffix(".json")
+    description.write_text(json.dumps(about, indent=1) + "\n")
+    return description
+
+
+def _hay(random: np.random.Generator, shape: str, num_frames: int, split: str) -> list[Scene]:
+    """Random scenes without the shape, of `num_frames` together; the last one may be cut short."""
+    scenes: list[Scene] = []
+    left = num_frames
+    while left:
+        scene = random_scene(scene_seed(random, split))
+        if any(thing.shape == shape for thing in scene.things):
+            continue
+        scenes.append(replace(scene, num_frames=min(scene.num_frames, left)))
+        left -= scenes[-1].num_frames
+    return scenes
