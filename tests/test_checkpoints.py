@@ -151,6 +151,32 @@ def test_changes_reach_the_model_and_are_checked() -> None:
     assert (model.config.max_keyframes, model.config.reference, model.dtype) == (5, "preceding", torch.bfloat16)
     with pytest.raises(ValueError, match="no field keyframes"):
         load_checkpoint(OFFICIAL / "checkpoint", keyframes=5)
+    with pytest.raises(ValueError, match="temperature is learned"):
+        load_checkpoint(OFFICIAL / "checkpoint", temperature=0.3)
+
+
+def test_stored_buffers_are_no_weights(checkpoint: Path) -> None:
+    """Old versions of transformers stored what follows from the configuration."""
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(3)
+    weights["model.frame_selector.model.text_model.embeddings.position_ids"] = torch.ones(3)
+    save_file(weights, checkpoint / "model.safetensors")
+    assert same(load_released_checkpoint(checkpoint), load_released_checkpoint(OFFICIAL / "checkpoint"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("config.json", "[]", "must hold a JSON object, got a list"),
+        ("model.safetensors.index.json", "{}", "names no weights"),
+        ("clip-tiny/config.json", "{", "can't load"),
+        ("generation_config.json", "{", "can't load"),
+    ],
+)
+def test_damaged_json(checkpoint: Path, name: str, text: str, message: str) -> None:
+    (checkpoint / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(checkpoint)
 
 
 def test_tokenizers_of_a_released_checkpoint(checkpoint: Path, tmp_path: Path) -> None:

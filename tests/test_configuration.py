@@ -67,11 +67,46 @@ def test_presets_differ_where_the_code_departs_from_the_paper() -> None:
         ({"video_newline": "yes"}, "video_newline must be of type bool"),
         ({"video_token_id": 1.5}, "video_token_id must be of type int"),
         ({"vision_config": {"model_type": "nothing"}}, "nothing"),
+        ({"vision_config": 3}, "must be configurations"),
+        ({"vision_config": {"model_type": "siglip"}}, "vision_config can't be a siglip"),
+        ({"selector_config": {"model_type": "bert"}}, "selector_config can't be a bert"),
+        ({"tie_word_embeddings": True}, "set it in text_config"),
     ],
 )
 def test_bad_values_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ViLaMPConfig.tiny(**changes)
+
+
+def test_what_transformers_writes_into_a_configuration_is_read(tmp_path) -> None:
+    """A trainer switches the cache off, and saves."""
+    config = ViLaMPConfig.tiny()
+    config.use_cache = False
+    config.pad_token_id = 256
+    config.save_pretrained(tmp_path)
+    assert ViLaMPConfig.from_pretrained(tmp_path).max_keyframes == config.max_keyframes
+
+
+def test_room_in_the_context() -> None:
+    config = ViLaMPConfig.tiny()
+    config.text_config.max_position_embeddings = 200
+    # 4 keyframes of 9 tokens, and the newline, leave 163 for other frames, prompt and answer.
+    config.require_room(167)
+    config.require_room(100, prompt_tokens=60, new_tokens=7)
+    for arguments, message in (
+        ((168,), "201 tokens do not fit the language model's 200: 201 of the video .*; lower max_frames, fps"),
+        (
+            (100, 60, 8),
+            "201 tokens .* 133 of the video .* 60 of the prompt, 8 of the answer; lower max_frames",
+        ),
+        ((4, 195), "lower the length of the question"),
+        ((4, 10, 400), "lower max_new_tokens"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config.require_room(*arguments)
+    for count in (0, 4):
+        with pytest.raises(ValueError, match="num_keyframes must be"):
+            config.visual_tokens(3, num_keyframes=count)
 
 
 def test_unknown_fields_of_a_file_are_refused(tmp_path) -> None:

@@ -24,7 +24,7 @@ from transformers import (
 from vilamp_lite.configuration import CLIP_VIT_B_32, SIGLIP_SO400M, ViLaMPConfig
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration, differential_merger
 from vilamp_lite.processing import SELECTOR_FOLDER, ViLaMPProcessor, holds_tokenizer
-from vilamp_lite.progress import loading_bars
+from vilamp_lite.progress import loading_quietly
 
 # The authors' parameter names, by their beginnings, and ours.
 _RELEASED_NAMES = {
@@ -49,6 +49,8 @@ _ONEVISION_NAMES = {
     "model.language_model.": "language_model.model.",
     "lm_head.": "language_model.lm_head.",
 }
+# Not weights: old versions of transformers stored what follows from the configuration.
+_BUFFERS = (".rotary_emb.inv_freq", ".position_ids")
 # What the released code can be configured to and this project reproduces.
 _REPRODUCED = {
     "model_type": ("llava_qwen",),
@@ -103,7 +105,8 @@ def load_config(path: str | PathLike[str], **changes: Any) -> ViLaMPConfig:
             f"{path} holds a {_kind(path)}; read here are 'vilamp' and the authors' 'llava_qwen' "
             "(from_llava_onevision turns a LLaVA-OneVision into a ViLaMP)"
         )
-    return ViLaMPConfig.from_dict(ViLaMPConfig.from_pretrained(path).to_dict() | changes)
+    _refuse_temperature(changes)
+    return ViLaMPConfig.from_dict(_loaded(ViLaMPConfig, path).to_dict() | changes)
 
 
 def load_processor(
@@ -154,10 +157,13 @@ def load_released_checkpoint(
     """
     path = Path(path)
     config = released_config(path, **changes)
-    weights = {_renamed(name, _RELEASED_NAMES): tensor for name, tensor in read_safetensors(path).items()}
+    stored = read_safetensors(path)
+    weights = {
+        _renamed(name, _RELEASED_NAMES): tensor for name, tensor in stored.items() if not name.endswith(_BUFFERS)
+    }
     model = _assembled(config, weights, path, dtype)
     if (path / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(path)
+        model.generation_config = _loaded(GenerationConfig, path)
     return model
 
 
@@ -176,6 +182,7 @@ def released_config(path: str | PathLike[str], **changes: Any) -> ViLaMPConfig:
         # Their default is another composer, which has no differential merge.
         raise ValueError(f"{path}/config.json names no composer_type; reproduced here is 'sig_pooling' only")
     language = {name: value for name, value in theirs.items() if name in _LANGUAGE_FIELDS}
+    _refuse_temperature(changes)
     released = {
         "text_config": {"model_type": "qwen2"} | language,
         "vision_config": _vision_config(path),
@@ -260,7 +267,9 @@ def read_safetensors(path: str | PathLike[str]) -> dict[str, torch.Tensor]:
     """
     path = Path(path)
     index = path / "model.safetensors.index.json"
-    weight_map: Mapping[str, str] | None = _read_json(index)["weight_map"] if index.is_file() else None
+    weight_map: Mapping[str, str] | None = _read_json(index).get("weight_map", {}) if index.is_file() else None
+    if weight_map is not None and not weight_map:
+        raise ValueError(f"{index} names no weights; copy or download it again")
     files = sorted(set(weight_map.values())) if weight_map else ["model.safetensors"]
     weights: dict[str, torch.Tensor] = {}
     for name in files:
@@ -297,7 +306,7 @@ def _selector_config(path: Path, theirs: Mapping[str, Any]) -> dict[str, Any]:
     """CLIP's configuration, inside the checkpoint or on this machine; ViT-B/32 where there is none."""
     for folder in _selector_folders(path, theirs):
         if (folder / "config.json").is_file():
-            return AutoConfig.from_pretrained(folder).to_dict()
+            return _loaded(AutoConfig, folder).to_dict()
     return CLIP_VIT_B_32
 
 
@@ -305,6 +314,12 @@ def _selector_folders(path: Path, theirs: Mapping[str, Any]) -> list[Path]:
     """Where CLIP's files may lie: inside the checkpoint, by config.json's path or its last part, or on this machine."""
     named = theirs.get("clip_model_path")
     return [path / named, path / Path(named).name, Path(named)] if named else []
+
+
+def _refuse_temperature(changes: Mapping[str, Any]) -> None:
+    """A field that only says where a learned number started; changing it would change nothing."""
+    if "temperature" in changes:
+        raise ValueError("a checkpoint's temperature is learned: set `model.merger.temperature` after loading")
 
 
 def _renamed(name: str, names: Mapping[str, str]) -> str:
@@ -337,8 +352,8 @@ def _assembled(
     found = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
     if found:
         raise ValueError(f"the weights in {path} do not fit the model its configuration describes; {'; '.join(found)}")
-    dtype = dtype or next(iter(weights.values())).dtype
-    with loading_bars():
+    dtype = dtype or weights["keyframe_connector.0.weight"].dtype
+    with loading_quietly():
         model = ViLaMPForConditionalGeneration.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
     return model.eval()
 
@@ -362,7 +377,7 @@ def _pretrained(
 def _loaded(any_class: Any, path: str | PathLike[str], **options: Any) -> Any:
     """Load something in transformers' format; whatever goes wrong, name the checkpoint."""
     try:
-        with loading_bars():
+        with loading_quietly():
             return any_class.from_pretrained(path, trust_remote_code=False, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"can't load {path} as {any_class.__name__} ({error})") from error
@@ -376,6 +391,9 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"{file.parent} is not a checkpoint: there is no {file.name} in it")
     try:
-        return json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error}); copy or download it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold a JSON object, got a {type(content).__name__}; copy or download it again")
+    return content

@@ -10,16 +10,12 @@ from dataclasses import asdict
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from typer.exceptions import Abort, TyperException
-
-if TYPE_CHECKING:
-    from vilamp_lite.modeling import ViLaMPForConditionalGeneration
-    from vilamp_lite.processing import ViLaMPProcessor
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -221,32 +217,46 @@ def ask(
     with _one_line_errors():
         if (model is None) != random_weights:
             raise ValueError("give either --model DIR or --random-weights")
+        if random_weights and (tokenizer or selector_tokenizer):
+            raise ValueError("--random-weights has its own tokenizers, of bytes: leave out yours")
         # Imported here: torch takes seconds, and `vilamp --help` should not.
+        import torch
         from transformers import TextStreamer
 
+        from vilamp_lite.checkpoints import load_checkpoint, load_config, load_processor
+        from vilamp_lite.configuration import ViLaMPConfig
         from vilamp_lite.encoders import usable_device
-        from vilamp_lite.modeling import TokenKind
+        from vilamp_lite.modeling import TokenKind, ViLaMPForConditionalGeneration
+        from vilamp_lite.processing import ViLaMPProcessor
         from vilamp_lite.progress import progress_bar
         from vilamp_lite.video import stream_frames
 
         place = usable_device(device)
         asked = {"max_keyframes": max_keyframes, "similarity_threshold": similarity_threshold, "fps": fps}
         changes = {name: value for name, value in asked.items() if value is not None}
-        # A long load should not end in "no such file".
-        stream_frames(video, fps=fps or 1.0, max_frames=max_frames)
-        vilamp, processor = _load(model, tokenizer, selector_tokenizer, dtype, changes)
-        vilamp.to(place)
-        config = vilamp.config
-        if random_weights:
-            _errors.print("random weights: the answer means nothing", markup=False)
-
+        # Everything that can be refused comes before the weights, which may take minutes to load.
+        if model is None:
+            config = ViLaMPConfig.tiny(**changes)
+            processor = ViLaMPProcessor.byte_level(config)
+        else:
+            config = load_config(model, **changes)
+            processor = load_processor(model, config, tokenizer=tokenizer, selector_tokenizer=selector_tokenizer)
         prompt = processor.prompts([question])
-        prompt_tokens = prompt["input_ids"].shape[1]
+        prompt_tokens = prompt["input_ids"].shape[1] - 1
         num_frames = stream_frames(video, fps=config.fps, max_frames=max_frames).num_frames
-        processor.require_room(num_frames, prompt_tokens, max_new_tokens)
+        config.require_room(num_frames, prompt_tokens, max_new_tokens)
+
+        weight_type = None if dtype is None else getattr(torch, dtype)
+        if model is None:
+            _errors.print("random weights: the answer means nothing", markup=False)
+            torch.manual_seed(0)
+            vilamp = ViLaMPForConditionalGeneration(config).eval().to(weight_type)
+        else:
+            vilamp = load_checkpoint(model, dtype=weight_type, **changes)
+        vilamp.to(place)
         sequence = vilamp.encode_video(video, question, processor, max_frames=max_frames)
 
-        total = len(sequence.embeds) + prompt_tokens - 1
+        total = len(sequence.embeds) + prompt_tokens
         streamer = None if as_json else TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         with progress_bar(total, "tokens", "prefill") as bar:
 
@@ -262,11 +272,13 @@ def ask(
                 do_sample=False,
                 streamer=streamer,
             )
-    keyframes = sequence.keyframes.tolist()
+    keyframes, selector = sequence.keyframes.tolist(), config.selector_config
     tokens = {
         "keyframes": int((sequence.kind_of_token == TokenKind.PATCH).sum()),
         "merged": int((sequence.kind_of_token == TokenKind.MERGED).sum()),
-        "prompt": prompt_tokens - 1,
+        "newline": int((sequence.kind_of_token == TokenKind.NEWLINE).sum()),
+        "prompt": prompt_tokens,
+        "prefill": total,
         "answer": answer.shape[1],
     }
     if as_json:
@@ -276,7 +288,7 @@ def ask(
             "answer": processor.batch_decode(answer)[0],
             "model": str(model) if model else None,
             "weights": "random" if random_weights else "checkpoint",
-            "encoder": config.selector_config.model_type,
+            "encoder": f"{selector.model_type}, {selector.vision_config.image_size} px, {config.query_size} dimensions",
             "frames_sampled": num_frames,
             "fps": config.fps,
             "max_frames": max_frames,
@@ -322,32 +334,6 @@ def tinyworld(
         return
     needles = ", ".join(f"{start}–{stop - 1}" for start, stop in haystack.needle_frames)
     Console().print(f"{out}: {frames:,} frames; “{question.text}” {question.answer} (frames {needles})", soft_wrap=True)
-
-
-def _load(
-    model: Path | None,
-    tokenizer: str | None,
-    selector_tokenizer: str | None,
-    dtype: Dtype | None,
-    changes: dict[str, float],
-) -> tuple["ViLaMPForConditionalGeneration", "ViLaMPProcessor"]:
-    """A checkpoint and its processor, or a tiny random model."""
-    import torch
-
-    from vilamp_lite.checkpoints import load_checkpoint, load_config, load_processor
-    from vilamp_lite.configuration import ViLaMPConfig
-    from vilamp_lite.modeling import ViLaMPForConditionalGeneration
-    from vilamp_lite.processing import ViLaMPProcessor
-
-    weight_type = None if dtype is None else getattr(torch, dtype)
-    if model is None:
-        torch.manual_seed(0)
-        vilamp = ViLaMPForConditionalGeneration(ViLaMPConfig.tiny(**changes)).eval().to(weight_type)
-        return vilamp, ViLaMPProcessor.byte_level(vilamp.config)
-    # The tokenizers first: they load in a moment, and may be missing.
-    config = load_config(model, **changes)
-    processor = load_processor(model, config, tokenizer=tokenizer, selector_tokenizer=selector_tokenizer)
-    return load_checkpoint(model, dtype=weight_type, **changes), processor
 
 
 def main() -> None:

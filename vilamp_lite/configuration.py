@@ -55,6 +55,12 @@ _PLAIN = {
     "projector_hidden_act": str,
     "video_token_id": int,
 }
+# What this project reads of each model.
+_NEEDED = {
+    "vision_config": ("image_size", "patch_size", "hidden_size"),
+    "text_config": ("hidden_size", "vocab_size"),
+    "selector_config": ("text_config", "vision_config"),
+}
 # What transformers itself passes to a configuration; anything else that is not a field is a slip of the pen.
 _HOUSEKEEPING = {
     "_name_or_path",
@@ -65,6 +71,12 @@ _HOUSEKEEPING = {
     "attn_implementation",
     "output_attentions",
     "_commit_hash",
+    # These it also writes, when it trains or quantises a model.
+    "use_cache",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "quantization_config",
 }
 
 
@@ -152,7 +164,23 @@ class ViLaMPConfig(PreTrainedConfig):
         for name, kind in _PLAIN.items():
             if type(getattr(self, name)) is not kind:
                 raise ValueError(f"{name} must be of type {kind.__name__}, got {describe(getattr(self, name))}")
-        super().__post_init__(**kwargs)
+        try:
+            super().__post_init__(**kwargs)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"vision_config, text_config and selector_config must be configurations ({error})"
+            ) from error
+        for part, needed in _NEEDED.items():
+            missing = [name for name in needed if getattr(getattr(self, part), name, None) is None]
+            if missing:
+                kind = getattr(self, part).model_type
+                raise ValueError(f"{part} can't be a {kind}: it has no {', '.join(missing)}")
+        if not hasattr(self.selector_config, "projection_dim") and self.selector_config.model_type != "siglip":
+            raise ValueError(
+                f"selector_config must be like CLIP's or SigLIP's, got a {self.selector_config.model_type}"
+            )
+        if self.tie_word_embeddings and not self.text_config.tie_word_embeddings:
+            raise ValueError("tie_word_embeddings is the language model's: set it in text_config")
         self.tie_word_embeddings = bool(self.text_config.tie_word_embeddings)
 
     @classmethod
@@ -257,11 +285,39 @@ class ViLaMPConfig(PreTrainedConfig):
             num_keyframes: K'; min(N, K), the most there can be, when left out.
 
         Raises:
-            ValueError: `num_frames` is not a whole number above 0.
+            ValueError: `num_frames` is not a whole number above 0, or `num_keyframes` not from 1 to it.
         """
         num_frames = positive_int("num_frames", num_frames)
         keyframes = min(num_frames, self.max_keyframes) if num_keyframes is None else num_keyframes
+        if positive_int("num_keyframes", keyframes) > num_frames:
+            raise ValueError(f"num_keyframes must be at most num_frames, got {keyframes} of {num_frames}")
         return self.tokens_per_keyframe * keyframes + num_frames - keyframes + int(self.video_newline)
+
+    def require_room(self, num_frames: int, prompt_tokens: int = 0, new_tokens: int = 0) -> None:
+        """Refuse a sequence longer than the language model's context, before anything is decoded.
+
+        Args:
+            num_frames: N; min(N, K) of them count as keyframes.
+            prompt_tokens: of the text around the video.
+            new_tokens: of the answer.
+
+        Raises:
+            ValueError: it does not fit; the message says how many tokens there are of what, and what to change.
+        """
+        visual, text = self.visual_tokens(num_frames), prompt_tokens + new_tokens
+        # A model without position embeddings states no limit.
+        context = getattr(self.text_config, "max_position_embeddings", None) or math.inf
+        if visual + text <= context:
+            return
+        keyframes = min(num_frames, self.max_keyframes)
+        remedy = "max_frames, fps or max_keyframes" if text < context - self.tokens_per_keyframe else "max_new_tokens"
+        if prompt_tokens >= context - self.tokens_per_keyframe:
+            remedy = "the length of the question"
+        raise ValueError(
+            f"{visual + text:,} tokens do not fit the language model's {context:,}: {visual:,} of the video "
+            f"({keyframes:,} keyframes of {self.tokens_per_keyframe}, {num_frames - keyframes:,} other frames), "
+            f"{prompt_tokens:,} of the prompt, {new_tokens:,} of the answer; lower {remedy}"
+        )
 
 
 AutoConfig.register("vilamp", ViLaMPConfig)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 
 from vilamp_lite.checks import ArrayLike, describe
-from vilamp_lite.progress import loading_bars, progress_bar
+from vilamp_lite.progress import loading_quietly, progress_bar
 from vilamp_lite.video import stream_frames
 
 # transformers takes seconds to import, so the functions that need it import it themselves.
@@ -339,9 +339,12 @@ def usable_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:  # torch has one for each kind of bad device
         raise ValueError(f"device must be one that torch can use here, got {device!r}: {error}") from error
+    if found.type == "meta":
+        raise ValueError("device must be one that holds numbers, got 'meta'")
+    return found
 
 
 def _checked_frames(frames: ArrayLike) -> torch.Tensor:
@@ -402,7 +405,7 @@ def _load_verified(path: str | Path, sha256: str) -> dict[str, torch.Tensor]:
 def _from_pretrained(auto_class: Any, name_or_path: str | Path, **options: Any) -> Any:
     """Load one part of a checkpoint; whatever goes wrong, name the checkpoint and the ways out."""
     try:
-        with loading_bars():
+        with loading_quietly():
             return auto_class.from_pretrained(str(name_or_path), trust_remote_code=False, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(

@@ -11,6 +11,7 @@ weights [B, M]): what a frame became, and how much each patch gave to it.
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
@@ -440,14 +441,21 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 def _unit(vectors: torch.Tensor) -> torch.Tensor:
-    return F.normalize(_precise(vectors), dim=-1, eps=_EPS)
+    with _without_autocast(vectors.device):
+        return F.normalize(_precise(vectors), dim=-1, eps=_EPS)
 
 
 def _cosine(vectors: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
     """Cosines over the last axis with unit vectors, without a normalised copy of the larger side."""
-    vectors = _precise(vectors)
-    dots = torch.einsum("...d,...d->...", vectors, unit)
-    return dots / torch.linalg.vector_norm(vectors, dim=-1).clamp_min(_EPS)
+    with _without_autocast(vectors.device):
+        vectors = _precise(vectors)
+        dots = torch.einsum("...d,...d->...", vectors, unit)
+        return dots / torch.linalg.vector_norm(vectors, dim=-1).clamp_min(_EPS)
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager:
+    """Mixed precision would bring the scores back to half; the meta device knows no mixed precision."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def _precise(vectors: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ The model has no algorithm of its own: selection is in `keyframes.py`, merging i
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from enum import IntEnum
+from enum import Enum, IntEnum, auto
 from os import PathLike
 from typing import Any, Protocol
 
@@ -33,7 +33,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple
 
-from vilamp_lite.checks import float_tensor
+from vilamp_lite.checks import describe, float_tensor
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.keyframes import KeyframeSelection, select_keyframes
 from vilamp_lite.merging import DifferentialMerger, pool_patches, preceding_keyframe, released_reference
@@ -90,6 +90,13 @@ class ViLaMPOutput(ModelOutput):
     past_key_values: Any = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class _Run(Enum):
+    """Stretches of frames that have no common reference."""
+
+    KEYFRAMES = auto()
+    OWN_REFERENCE = auto()
 
 
 class FrameProcessor(Protocol):
@@ -173,6 +180,8 @@ class ViLaMPPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # A keyframe is chosen by thresholds, which half precision's rounding crosses; a selector is small.
+    _keep_in_fp32_modules_strict = ("selector",)
     _skip_keys_device_placement = ("past_key_values",)
     generation_config_class = _LanguageGenerationConfig
     # A trainer must not hand over its own count of items: the loss is a mean.
@@ -237,11 +246,15 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         """Return the language model's head."""
         return self.language_model.get_output_embeddings()
 
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's head."""
+        self.language_model.set_output_embeddings(value)
+
     # --- Level 1: keyframes ------------------------------------------------------------------------------------------
 
     def embed_frames(self, selector_pixel_values: torch.Tensor) -> torch.Tensor:
         """Embed frames [B, 3, h, w] in the selector's space, [B, query_size], not normalised."""
-        return _features(self.selector.get_image_features(self._onto(selector_pixel_values)))
+        return _features(self.selector.get_image_features(_onto(selector_pixel_values, self.selector)))
 
     def embed_query(
         self, query_input_ids: torch.Tensor, query_attention_mask: torch.Tensor | None = None
@@ -279,11 +292,21 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
     # --- Level 2: patches and merged tokens --------------------------------------------------------------------------
 
     def patch_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Turn frames [B, 3, H, W] into patches [B, M, D_v]: the vision tower's hidden states, without class tokens."""
+        """Turn frames [B, 3, H, W] into patches [B, M, D_v]: the vision tower's hidden states, without class tokens.
+
+        Raises:
+            ValueError: the tower does not give a square grid of patches for each frame, after any class tokens.
+        """
         layer = self.config.vision_feature_layer
-        # A number in place of True: only that layer's states are kept.
-        output = self.vision_tower(self._onto(pixel_values), output_hidden_states=layer)
-        return output.hidden_states[layer][:, -self.config.num_patches :]
+        # A list in place of True: only that layer's states are kept.
+        output = self.vision_tower(_onto(pixel_values, self.vision_tower), output_hidden_states=[layer])
+        states = output.hidden_states[layer]
+        if states.ndim != 3 or len(states) != len(pixel_values) or states.shape[1] < self.config.num_patches:
+            raise ValueError(
+                f"a vision tower must give {self.config.num_patches} patches for each of {len(pixel_values)} frames, "
+                f"got states of shape {tuple(states.shape)} from a {self.config.vision_config.model_type}"
+            )
+        return states[:, -self.config.num_patches :]
 
     def reference_frames(self, num_frames: int, keyframes: torch.Tensor) -> torch.Tensor:
         """Say which frame each of N frames is compared with, [N], as `config.reference` and `before_first` have it."""
@@ -299,8 +322,8 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
     ) -> MixedPrecisionSequence:
         """Build a video's mixed-precision sequence from its patches, in temporal order and one batch at a time.
 
-        Held at any time are one batch, the mapped patches of the reference frames still in use (one, with the
-        paper's reference), and the tokens made so far.
+        Held at any time are one batch, the mapped patches of the reference frames still in use (one with the paper's
+        reference, up to K with the released one), and the tokens made so far.
 
         Args:
             patch_batches: the N frames' patches in order, [B, M, D_v] each.
@@ -310,14 +333,21 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
             read_ahead: patches [M, D_v] of frames that earlier frames refer to, by frame number (`early_references`).
 
         Raises:
-            ValueError: the batches hold more or fewer than N frames, or as `preceding_keyframe`.
+            ValueError: the batches hold more or fewer than N frames, `read_ahead` lacks a frame, or as
+                `preceding_keyframe`.
         """
         reference_of = self.reference_frames(num_frames, keyframes).tolist()
         is_keyframe = torch.zeros(num_frames, dtype=torch.bool).index_fill_(0, keyframes, True)
-        # A run is a stretch of keyframes (None) or of frames with the same reference.
-        run_of = [None if key else reference for key, reference in zip(is_keyframe, reference_of, strict=True)]
-        last_use = {reference: frame for frame, reference in enumerate(run_of) if reference is not None}
-        mapped_query = self.merger.map_query(query_embed)
+        # A run is a stretch of keyframes, of frames with the same reference, or of frames that are their own.
+        run_of: list[int | _Run] = [
+            _Run.KEYFRAMES if key else _Run.OWN_REFERENCE if reference == frame else reference
+            for frame, (key, reference) in enumerate(zip(is_keyframe.tolist(), reference_of, strict=True))
+        ]
+        last_use = {run: frame for frame, run in enumerate(run_of) if not isinstance(run, _Run)}
+        missing = sorted(set(self.early_references(num_frames, keyframes)) - set(read_ahead or {}))
+        if missing:
+            raise ValueError(f"read_ahead must hold frame {missing[0]}, which earlier frames are compared with")
+        mapped_query = self.merger.map_query(query_embed.to(self.keyframe_connector[0].weight.dtype))
         references = {
             frame: self.merger.map_reference(self._mergeable(patches)) for frame, patches in (read_ahead or {}).items()
         }
@@ -330,13 +360,16 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
             features = self._mergeable(patches)
             for number in last_use.keys() & set(frames) - references.keys():
                 references[number] = self.merger.map_reference(features[number - frames.start])
-            for reference, run in itertools.groupby(frames, lambda number: run_of[number]):
-                numbers = list(run)
+            for run, members in itertools.groupby(frames, lambda number: run_of[number]):
+                numbers = list(members)
                 chunk = slice(numbers[0] - frames.start, numbers[-1] + 1 - frames.start)
-                if reference is None:
+                if run is _Run.KEYFRAMES:
                     pieces.append(self._keyframe_tokens(patches[chunk]))
-                else:
-                    pieces.append(self._merged_tokens(features[chunk], references[reference], mapped_query))
+                    continue
+                own = run is _Run.OWN_REFERENCE
+                reference = self.merger.map_reference(features[chunk]) if own else references[run]
+                pieces.append(self._merged_tokens(features[chunk], reference, mapped_query))
+                del reference  # or it would outlive its last use
             references = {number: kept for number, kept in references.items() if last_use.get(number, -1) >= frame}
         if frame != num_frames:
             raise ValueError(
@@ -395,9 +428,9 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         keyframes = self.select(frame_embeds, query_embed).indices
         if self.config.relevance_gate:
             relevance = F.cosine_similarity(frame_embeds, query_embed[None])
-            pixel_values_videos = (
-                self._onto(pixel_values_videos) * straight_through_gate(relevance)[:, None, None, None]
-            )
+            gate = straight_through_gate(relevance)[:, None, None, None]
+            pixels = _onto(pixel_values_videos, self.vision_tower)
+            pixel_values_videos = pixels * gate.to(pixels)
         ahead = self.early_references(num_frames, keyframes)
         read_ahead = {frame: self.patch_features(pixel_values_videos[frame : frame + 1])[0] for frame in ahead}
         batches = (self.patch_features(pixels) for pixels in pixel_values_videos.split(_FRAMES_AT_ONCE))
@@ -416,7 +449,9 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
     ) -> MixedPrecisionSequence:
         """Stream a video file into its mixed-precision sequence, in two passes: the selector's, then the patches'.
 
-        Memory: one batch of frames, one selector embedding per frame, one reference frame's patches, and the tokens.
+        A first keyframe that is not the first frame is read ahead, which decodes the file up to it once more. Memory:
+        one batch of frames, one selector embedding per frame, the patches of reference frames (see `mix_tokens`), and
+        the tokens.
 
         Args:
             source: the video file.
@@ -427,10 +462,12 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
             batch_size: frames decoded and encoded at a time; it changes the result only by rounding.
 
         Raises:
-            ValueError: bad sampling options, or no frame is a keyframe.
+            ValueError: bad sampling options, more tokens than the language model's context holds (before anything is
+                decoded), or no frame is a keyframe.
             VideoError: the file can't be read, or not to its end.
         """
         sampling = {"fps": self.config.fps if fps is None else fps, "max_frames": max_frames, "batch_size": batch_size}
+        self.config.require_room(stream_frames(source, **sampling).num_frames)
         query_embed = self.embed_query(**processor.selector_query([query]))[0]
 
         frame_embeds, timestamps = [], []
@@ -467,20 +504,22 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         }.items():
             if value is None:
                 raise ValueError(f"pixel_values_videos need {name} too: keyframes are chosen by the query")
-        total = len(float_tensor("pixel_values_videos", pixel_values_videos, 4))
-        if len(float_tensor("selector_pixel_values", selector_pixel_values, 4)) != total:
+        vision = float_tensor("pixel_values_videos", pixel_values_videos, 4)
+        selector = float_tensor("selector_pixel_values", selector_pixel_values, 4)
+        total = len(vision)
+        if len(selector) != total:
             raise ValueError(
                 f"pixel_values_videos and selector_pixel_values must hold the same frames, got {total} and "
-                f"{len(selector_pixel_values)}"
+                f"{len(selector)}"
             )
-        counts = [total] if video_num_frames is None else torch.as_tensor(video_num_frames).tolist()
+        counts = [total] if video_num_frames is None else torch.as_tensor(video_num_frames).flatten().tolist()
         if sum(counts) != total or min(counts) < 1 or len(counts) != len(query_input_ids):
             raise ValueError(
                 f"video_num_frames must name the frames of each of {len(query_input_ids)} videos, {total} together, "
                 f"got {counts}"
             )
         query_embeds = self.embed_query(query_input_ids, query_attention_mask)
-        videos = zip(pixel_values_videos.split(counts), selector_pixel_values.split(counts), query_embeds, strict=True)
+        videos = zip(vision.split(counts), selector.split(counts), query_embeds, strict=True)
         return [self.encode_frames(*video).embeds for video in videos]
 
     # --- Language model ----------------------------------------------------------------------------------------------
@@ -504,13 +543,21 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
             inputs_embeds [B, S, D], attention_mask [B, S] and labels [B, S] (None without labels).
 
         Raises:
-            ValueError: a row without a video token or with several, or another number of videos than rows.
+            ValueError: a row without a video token or with several, another number of videos than rows, inputs of
+                another length, or more tokens than the language model's context holds.
         """
         input_ids = input_ids.to(self.device)
         if len(video_embeds) != len(input_ids):
             raise ValueError(f"{len(input_ids)} prompts need as many videos, got {len(video_embeds)}")
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(self.device)
         embed = self.get_input_embeddings()
+        shape = (embed.weight.shape[1],)
+        for name, value in {"attention_mask": attention_mask, "labels": labels}.items():
+            if value is not None and value.shape != input_ids.shape:
+                raise ValueError(f"{name} must have input_ids' shape {tuple(input_ids.shape)}, got {describe(value)}")
+        for video in video_embeds:
+            if not torch.is_tensor(video) or video.shape[1:] != shape or video.ndim != 2:
+                raise ValueError(f"video_embeds must be tensors [T, {shape[0]}], got {describe(video)}")
         rows, targets = [], []
         for row, (ids, mask, video) in enumerate(zip(input_ids, attention_mask, video_embeds, strict=True)):
             ids = ids[mask.bool()]
@@ -520,12 +567,18 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
                     f"prompt {row} must hold one video token ({self.config.video_token_id}), got {len(at)}"
                 )
             before, after = ids[: at[0]], ids[at[0] + 1 :]
-            video = video.to(self.device, self.dtype)
+            video = video.to(embed.weight)
             rows.append(torch.cat([embed(before), video, embed(after)]))
             if labels is not None:
                 own = labels[row].to(self.device)[mask.bool()]
                 ignored = own.new_full((len(video),), _IGNORED)
                 targets.append(torch.cat([own[: at[0]], ignored, own[at[0] + 1 :]]))
+        longest, context = max(map(len, rows)), getattr(self.config.text_config, "max_position_embeddings", None)
+        if context is not None and longest > context:
+            raise ValueError(
+                f"{longest:,} tokens of prompt and video do not fit the language model's {context:,}: sample fewer "
+                "frames, choose fewer keyframes, or shorten the prompt"
+            )
         mask = [torch.ones(len(row), dtype=torch.long, device=self.device) for row in rows]
         return _pad_left(rows, 0), _pad_left(mask, 0), _pad_left(targets, _IGNORED) if targets else None
 
@@ -572,29 +625,33 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: inputs that don't go together; the message says which.
         """
-        if pixel_values_videos is not None:
-            video_embeds = self._encode_batch(
-                pixel_values_videos, selector_pixel_values, query_input_ids, query_attention_mask, video_num_frames
-            )
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds")
-        if video_embeds is not None:
-            if input_ids is None:
-                raise ValueError("a video needs input_ids, with its token in them")
-            inputs_embeds, attention_mask, labels = self.place_videos(input_ids, video_embeds, attention_mask, labels)
-        elif inputs_embeds is None:
-            if (input_ids == self.config.video_token_id).any():
-                raise ValueError("input_ids hold a video token, but no video came with them")
-            inputs_embeds = self.get_input_embeddings()(input_ids.to(self.device))
-        if position_ids is None and attention_mask is not None and past_key_values is None:
-            position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-
+        if not isinstance(logits_to_keep, int) or logits_to_keep < 0:
+            raise ValueError(f"logits_to_keep must be a number of positions, 0 for all, got {describe(logits_to_keep)}")
+        if inputs_embeds is None:
+            inputs_embeds, attention_mask, labels = self._read(
+                input_ids,
+                attention_mask,
+                labels,
+                video_embeds,
+                pixel_values_videos,
+                selector_pixel_values,
+                query_input_ids,
+                query_attention_mask,
+                video_num_frames,
+            )
         length = inputs_embeds.shape[1]
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)[:, -length:]
+
         kept = torch.arange(length - min(logits_to_keep or length, length), length)
         supervised = torch.empty(0, dtype=torch.long)
         if labels is not None:
             # Only positions whose next token is supervised need logits.
             supervised = (labels[:, 1:] != _IGNORED).any(dim=0).nonzero()[:, 0].cpu()
+            if not len(supervised):
+                raise ValueError("labels supervise no token: all are -100, or only the first is not")
         needed = torch.cat([kept, supervised]).unique()
         output = self.language_model(
             inputs_embeds=inputs_embeds,
@@ -611,7 +668,8 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
             targets = labels[:, supervised + 1].flatten().to(predicted.device)
             loss = F.cross_entropy(predicted, targets, ignore_index=_IGNORED)
         logits = output.logits[:, torch.searchsorted(needed, kept)]
-        return ViLaMPOutput(loss, logits, output.past_key_values, output.hidden_states, output.attentions)
+        cache = getattr(output, "past_key_values", None)  # a recurrent model has another kind
+        return ViLaMPOutput(loss, logits, cache, output.hidden_states, getattr(output, "attentions", None))
 
     @torch.no_grad()
     def generate(
@@ -645,16 +703,21 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: as `forward`.
         """
-        if pixel_values_videos is not None:
-            video_embeds = self._encode_batch(
-                pixel_values_videos, selector_pixel_values, query_input_ids, query_attention_mask, video_num_frames
-            )
         if input_ids is None:
             raise ValueError("generate needs input_ids")
-        if video_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids.to(self.device))
-        else:
-            inputs_embeds, attention_mask, _ = self.place_videos(input_ids, video_embeds, attention_mask)
+        if options.get("use_cache") is False:
+            raise ValueError("generate reads a video once and keeps it in the cache: leave out use_cache=False")
+        inputs_embeds, attention_mask, _ = self._read(
+            input_ids,
+            attention_mask,
+            None,
+            video_embeds,
+            pixel_values_videos,
+            selector_pixel_values,
+            query_input_ids,
+            query_attention_mask,
+            video_num_frames,
+        )
         return super().generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **options)
 
     def adjust_generation_fn(self, *args: Any, **options: Any) -> None:
@@ -663,28 +726,30 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         if self.generation_config._from_model_config:
             self.generation_config = self.generation_config_class.from_model_config(self.config)
 
-    def prepare_inputs_for_generation(
+    def _read(
         self,
         input_ids: torch.Tensor,
-        inputs_embeds: torch.Tensor | None = None,
-        past_key_values: Any = None,
-        is_first_iteration: bool = False,
-        **kwargs: Any,  # by this name transformers knows that forward's other arguments may come along
-    ) -> dict[str, Any]:
-        """Prepare one step; without a cache every step reads the prompt's embeddings again, then the new tokens."""
-        if inputs_embeds is not None and past_key_values is None and not is_first_iteration:
-            inputs_embeds = torch.cat([inputs_embeds, self.get_input_embeddings()(input_ids)], dim=1)
-            is_first_iteration = True
-        return super().prepare_inputs_for_generation(
-            input_ids,
-            inputs_embeds=inputs_embeds,
-            past_key_values=past_key_values,
-            is_first_iteration=is_first_iteration,
-            **kwargs,
-        )
+        attention_mask: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        video_embeds: list[torch.Tensor] | None,
+        pixel_values_videos: torch.Tensor | None,
+        *pixel_inputs: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Turn prompts into embeddings, mask and labels, with their videos in place, if there are any."""
+        if pixel_values_videos is not None:
+            if video_embeds is not None:
+                raise ValueError("pass videos as pixel_values_videos or as video_embeds, not as both")
+            video_embeds = self._encode_batch(pixel_values_videos, *pixel_inputs)
+        if video_embeds is not None:
+            return self.place_videos(input_ids, video_embeds, attention_mask, labels)
+        if (input_ids == self.config.video_token_id).any():
+            raise ValueError("input_ids hold a video token, but no video came with them")
+        return self.get_input_embeddings()(input_ids.to(self.device)), attention_mask, labels
 
-    def _onto(self, pixels: torch.Tensor) -> torch.Tensor:
-        return pixels.to(self.device, self.dtype)
+
+def _onto(pixels: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
+    """Pixels in the type and on the device of the model that reads them."""
+    return pixels.to(model.device, model.dtype)
 
 
 def _features(output: Any) -> torch.Tensor:

@@ -18,20 +18,27 @@ from transformers import (
     PreTrainedTokenizerFast,
     SiglipImageProcessorPil,
 )
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from vilamp_lite.checks import describe
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.encoders import tokenize
+from vilamp_lite.progress import loading_quietly
 from vilamp_lite.video import stream_frames
 
 Video: TypeAlias = str | PathLike[str] | np.ndarray
 
 # Qwen's chat format, as the released code writes it. The video stands before the question.
 PROMPT = (
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    "<|im_start|>user\n<video>\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",  # then the video
+    "\n",  # then the question
+    "<|im_end|>\n<|im_start|>assistant\n",
 )
 SELECTOR_FOLDER = "selector"  # holds the selector's tokenizer and image processor
+_PIXELS = {
+    "siglip": ([0.5] * 3, [0.5] * 3),
+    "clip": (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+}
 _IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
 _FRAMES_AT_ONCE = 32
 _BYTE_LEVEL_SPECIALS = ("<|endoftext|>", "<|im_end|>", "<|im_start|>")
@@ -46,7 +53,7 @@ class ViLaMPProcessor:
         config: of the model; its K, pooling and context length say how much fits.
         tokenizer: of the language model.
         selector_tokenizer: of the selector's text tower.
-        image_processor: makes the vision tower's pixels: 384×384, bicubic, whatever the shape of the frame.
+        image_processor: makes the vision tower's pixels: a bicubic square, whatever the shape of the frame.
         selector_image_processor: makes the selector's pixels.
     """
 
@@ -64,8 +71,11 @@ class ViLaMPProcessor:
             config: of the model; shared, not copied, so that changes to K count here too.
             tokenizer: of the language model.
             selector_tokenizer: of the selector.
-            image_processor: for the vision tower; the released code's when left out.
+            image_processor: for the vision tower; the released code's when left out (SigLIP and CLIP towers).
             selector_image_processor: for the selector; CLIP's or SigLIP's own when left out.
+
+        Raises:
+            ValueError: a vision tower of another kind, without an image processor.
         """
         self.config = config
         self.tokenizer = tokenizer
@@ -107,12 +117,16 @@ class ViLaMPProcessor:
             selector_tokenizer: likewise for the selector's.
 
         Raises:
-            ValueError: there is no tokenizer for the language model or for the selector.
+            ValueError: there is no configuration, or no tokenizer for the language model or for the selector.
         """
+        if config is None:
+            if not (Path(path) / "config.json").is_file():
+                raise ValueError(f"{path} holds no ViLaMP configuration: there is no config.json in it")
+            config = ViLaMPConfig.from_pretrained(path)
         selector = Path(path) / SELECTOR_FOLDER
         whole = (selector / _IMAGE_PROCESSOR_FILE).is_file()
         return cls(
-            config or ViLaMPConfig.from_pretrained(path),
+            config,
             _tokenizer(tokenizer or Path(path), "tokenizer", "the language model"),
             _tokenizer(selector_tokenizer or selector, "selector_tokenizer", "the selector"),
             AutoImageProcessor.from_pretrained(path, backend="pil") if whole else None,
@@ -184,15 +198,20 @@ class ViLaMPProcessor:
             `input_ids` and `attention_mask`, int64 [B, L], padded on the left.
 
         Raises:
-            ValueError: a question is empty or not a string.
+            ValueError: a question is empty or not a string, or the tokenizer is not this model's.
         """
         rows = []
         for question in questions:
             if not isinstance(question, str) or not question.strip():
                 raise ValueError(f"a question must be a non-empty string, got {describe(question)}")
-            # The question may itself say "<video>": only the first one, which is ours, marks the place.
-            before, after = (self._ids(part) for part in PROMPT.replace("{question}", question).split("<video>", 1))
-            rows.append(torch.tensor([*before, self.config.video_token_id, *after]))
+            before, after = (self._ids(part) for part in PROMPT[1:])
+            # The question is the user's: whatever it says, it is text, not a marker of the chat or a video's place.
+            asked = self._ids(question, split_special_tokens=True)
+            ids = torch.tensor([*self._ids(PROMPT[0]), self.config.video_token_id, *before, *asked, *after])
+            _require_vocabulary("tokenizer", ids, self.config.text_config.vocab_size)
+            if self.config.video_token_id in asked:
+                raise ValueError(f"the question holds the token that stands for the video: {question!r}")
+            rows.append(ids)
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         sequence = torch.nn.utils.rnn.pad_sequence
         return {
@@ -207,12 +226,14 @@ class ViLaMPProcessor:
             `query_input_ids` [B, L] and, unless the selector is a SigLIP, `query_attention_mask` [B, L].
 
         Raises:
-            ValueError: a query is empty or not a string.
+            ValueError: a query is empty or not a string, or the tokenizer is not this selector's.
         """
         # SigLIP was trained on texts padded to full length, whose padding it attends to: it gets no mask.
         is_siglip = self.config.selector_config.model_type.startswith("siglip")
-        longest = self.config.selector_config.text_config.max_position_embeddings
-        tokens = tokenize(self.selector_tokenizer, queries, longest, "max_length" if is_siglip else True)
+        tower = self.config.selector_config.text_config
+        padding = "max_length" if is_siglip else True
+        tokens = tokenize(self.selector_tokenizer, queries, tower.max_position_embeddings, padding)
+        _require_vocabulary("selector_tokenizer", tokens["input_ids"], tower.vocab_size)
         query = {"query_input_ids": tokens["input_ids"]}
         return query if is_siglip else query | {"query_attention_mask": tokens["attention_mask"]}
 
@@ -232,50 +253,29 @@ class ViLaMPProcessor:
         """
         return _processed(self.selector_image_processor, frames)
 
-    def require_room(self, num_frames: int, text_tokens: int, new_tokens: int = 0) -> None:
-        """Refuse a sequence longer than the language model's context, before anything is decoded.
-
-        Args:
-            num_frames: N; min(N, K) of them count as keyframes.
-            text_tokens: of the prompt, its video token included.
-            new_tokens: of the answer.
-
-        Raises:
-            ValueError: it does not fit; the message says how many tokens there are of what, and what to change.
-        """
-        config = self.config
-        visual, context = config.visual_tokens(num_frames), config.text_config.max_position_embeddings
-        total = visual + text_tokens - 1 + new_tokens
-        if total > context:
-            keyframes = min(num_frames, config.max_keyframes)
-            raise ValueError(
-                f"{total:,} tokens do not fit the language model's {context:,}: {visual:,} of the video "
-                f"({keyframes:,} keyframes of {config.tokens_per_keyframe}, {num_frames - keyframes:,} other frames), "
-                f"{text_tokens - 1:,} of the prompt, {new_tokens:,} of the answer; lower max_frames or fps, or "
-                "max_keyframes"
-            )
-
     def batch_decode(self, token_ids: torch.Tensor) -> list[str]:
         """Turn the tokens that `generate` returns, [B, L], into texts."""
         return self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def _ids(self, text: str, **options: bool) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, **options)["input_ids"]
 
     def _pixels(
         self, video: Video, text_tokens: int, fps: float | None, max_frames: int | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both kinds of pixels of a whole video."""
         if isinstance(video, np.ndarray):
-            self.require_room(len(video), text_tokens)
+            self.config.require_room(len(video), text_tokens - 1)
             return self.vision_pixels(video), self.selector_pixels(video)
+        if not isinstance(video, str | PathLike):
+            raise ValueError(f"a video is a path or a uint8 array [N, H, W, 3], got {describe(video)}")
         stream = stream_frames(
             video,
             fps=self.config.fps if fps is None else fps,
             max_frames=max_frames,
             batch_size=_FRAMES_AT_ONCE,
         )
-        self.require_room(stream.num_frames, text_tokens)
+        self.config.require_room(stream.num_frames, text_tokens - 1)
         batches = [(self.vision_pixels(batch.frames), self.selector_pixels(batch.frames)) for batch in stream]
         vision, selector = zip(*batches, strict=True)
         return torch.cat(vision), torch.cat(selector)
@@ -292,9 +292,17 @@ def _tokenizer(name_or_path: str | PathLike[str], option: str, whose: str) -> Pr
         flag = f"--{option.replace('_', '-')}"
         raise ValueError(f"{name_or_path} holds no tokenizer for {whose}; name one with {option} ({flag})")
     try:
-        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        # Of the authors' config.json beside it transformers warns that it is of another kind.
+        with loading_quietly():
+            return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"can't load a tokenizer for {whose} from {name_or_path} ({error}); see {option}") from error
+
+
+def _require_vocabulary(option: str, ids: torch.Tensor, size: int) -> None:
+    """Refuse another model's tokenizer before it leads to a number outside the table of embeddings."""
+    if ids.max() >= size:
+        raise ValueError(f"{option} is not this model's: it makes token {int(ids.max())}, the vocabulary has {size}")
 
 
 def _processed(image_processor: Any, frames: np.ndarray) -> torch.Tensor:
@@ -306,8 +314,17 @@ def _processed(image_processor: Any, frames: np.ndarray) -> torch.Tensor:
 
 
 def _squashed(vision: PreTrainedConfig) -> SiglipImageProcessorPil:
-    """The released code's: the whole frame squashed to a square, bicubic, values from −1 to 1."""
-    return SiglipImageProcessorPil(size={"height": vision.image_size, "width": vision.image_size})
+    """The released code's: the whole frame squashed to a square, bicubic, with the tower's own mean and deviation.
+
+    Raises:
+        ValueError: a tower whose pixels are not known here.
+    """
+    known = [values for name, values in _PIXELS.items() if vision.model_type.startswith(name)]
+    if not known:
+        raise ValueError(f"the pixels of a {vision.model_type} are not known here: pass an image_processor")
+    mean, std = known[0]
+    size = {"height": vision.image_size, "width": vision.image_size}
+    return SiglipImageProcessorPil(size=size, image_mean=mean, image_std=std)
 
 
 def _selector_image_processor(config: ViLaMPConfig) -> Any:

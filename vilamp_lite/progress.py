@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,16 +28,20 @@ def progress_bar(total: int, unit: str, description: str) -> tqdm:
 
 
 @contextmanager
-def loading_bars() -> Iterator[None]:
-    """Keep the bars that transformers shows while it loads and saves out of logs and stored notebooks."""
+def loading_quietly() -> Iterator[None]:
+    """Keep transformers' reports out while it loads, and its bars where nobody watches; errors are still raised."""
     # Imported here: it takes seconds, and `vilamp --help` should not.
     from transformers.utils import logging
 
-    hide = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
-    if hide:
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
-        if hide:
+        logging.set_verbosity(verbosity)
+        if bars:
             logging.enable_progress_bar()
