@@ -297,7 +297,7 @@ def ask(
             "keyframes": [{"sample": sample, "seconds": float(sequence.timestamps[sample])} for sample in keyframes],
             "tokens": tokens,
             "device": str(vilamp.device),
-            "dtype": str(vilamp.dtype).removeprefix("torch."),
+            "dtype": str(vilamp.language_model.dtype).removeprefix("torch."),
             "versions": {name: version(name) for name in ("vilamp-lite", "torch", "transformers", "av")},
         }
         typer.echo(json.dumps(result))
