@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,15 +29,29 @@ def vilamp(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-def refused(arguments: list[str | Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    """What the command, run in this process, says when it exits with 2: nothing but one line on stderr."""
-    monkeypatch.setattr(sys, "argv", ["vilamp", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    printed = capsys.readouterr()
-    assert stopped.value.code == 2
-    assert printed.out == ""
-    (line,) = printed.err.strip().splitlines()
+Here = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
+    """Runs the command in this process, which spares imports: exit code, and all that reaches stdout and stderr."""
+
+    def run(*arguments: str | Path | int) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vilamp", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        printed = capfd.readouterr()
+        return stopped.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+def refusal(here: Here, *arguments: str | Path) -> str:
+    """What the command says when it exits with 2: nothing but one line on stderr."""
+    code, out, err = here(*arguments)
+    assert code == 2
+    assert out == ""
+    (line,) = err.strip().splitlines()
     assert line.startswith("vilamp: ")
     return line
 
@@ -173,19 +188,18 @@ def test_ask_a_checkpoint_in_the_authors_format(released: Path) -> None:
     assert processor.batch_decode(answer) == [result["answer"]]
 
 
-def test_ask_streams_the_answer_and_says_when_weights_are_random(released: Path) -> None:
-    shown = vilamp(
-        "ask", TOUR, "?", "--random-weights", "--max-frames", 5, "--max-new-tokens", 4, "--dtype", "bfloat16"
-    )
-    assert shown.returncode == 0, shown.stderr
-    assert shown.stderr.startswith("random weights: the answer means nothing")
-    assert "5 frames" in shown.stderr
-    assert "it/s" not in shown.stderr  # no bars where nobody watches
-    assert shown.stdout.strip()
-    trained = vilamp("ask", TOUR, "?", "--model", released, "--max-frames", 3, "--max-new-tokens", 4)
-    assert trained.returncode == 0, trained.stderr
-    assert len(trained.stderr.strip().splitlines()) == 1  # no reports or warnings of the libraries
-    assert "3 frames" in trained.stderr
+def test_ask_streams_the_answer_and_says_when_weights_are_random(released: Path, here: Here) -> None:
+    options = ["--max-new-tokens", 4, "--max-frames"]
+    code, out, err = here("ask", TOUR, "?", "--random-weights", "--dtype", "bfloat16", *options, 5)
+    assert code == 0, err
+    assert err.startswith("random weights: the answer means nothing")
+    assert "5 frames" in err
+    assert "it/s" not in err  # no bars where nobody watches
+    assert out.strip()
+    code, out, err = here("ask", TOUR, "?", "--model", released, *options, 3)
+    assert code == 0, err
+    (line,) = err.strip().splitlines()  # no reports or warnings of the libraries
+    assert "3 frames" in line
 
 
 @pytest.mark.parametrize(
@@ -204,8 +218,8 @@ def test_ask_streams_the_answer_and_says_when_weights_are_random(released: Path)
         (["?", "--random-weights", "--max-new-tokens", "40000"], "lower max_new_tokens"),
     ],
 )
-def test_ask_refuses(arguments: list[str], message: str, monkeypatch, capsys) -> None:
-    assert message in refused(["ask", TOUR, *arguments], monkeypatch, capsys)
+def test_ask_refuses(arguments: list[str], message: str, here: Here) -> None:
+    assert message in refusal(here, "ask", TOUR, *arguments)
 
 
 def test_tinyworld(tmp_path: Path) -> None:
@@ -233,5 +247,5 @@ def test_tinyworld(tmp_path: Path) -> None:
         ([], "Missing option '--out'"),
     ],
 )
-def test_tinyworld_refuses(arguments: list[str], message: str, monkeypatch, capsys) -> None:
-    assert message in refused(["tinyworld", *arguments], monkeypatch, capsys)
+def test_tinyworld_refuses(arguments: list[str], message: str, here: Here) -> None:
+    assert message in refusal(here, "tinyworld", *arguments)
