@@ -82,9 +82,9 @@ def load_checkpoint(
     Raises:
         ValueError: it is of neither kind, or as `load_released_checkpoint`.
     """
-    config = load_config(path, **changes)
     if _kind(path) == "llava_qwen":
         return load_released_checkpoint(path, dtype=dtype, **changes)
+    config = load_config(path, **changes)
     return _pretrained(ViLaMPForConditionalGeneration, path, dtype, config=config).eval()
 
 
@@ -226,7 +226,6 @@ def from_llava_onevision(
     theirs = _pretrained(LlavaOnevisionForConditionalGeneration, path, dtype)
     chooser = _pretrained(AutoModel, selector, dtype)
     settings = theirs.config
-    # A class token would be the first of more than M states; the model always drops those.
     if not isinstance(settings.vision_feature_layer, int):
         raise ValueError(f"{path}: several vision feature layers ({settings.vision_feature_layer}) are not supported")
     config = ViLaMPConfig.paper(

@@ -38,11 +38,20 @@ from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.keyframes import KeyframeSelection, select_keyframes
 from vilamp_lite.merging import DifferentialMerger, pool_patches, preceding_keyframe, released_reference
 from vilamp_lite.progress import progress_bar
-from vilamp_lite.video import frames_at, stream_frames
+from vilamp_lite.video import FrameBatch, FrameStream, frames_at, stream_frames
 
 _FRAMES_AT_ONCE = 8  # their activations are all that the vision tower holds
 _IGNORED = -100  # a label that does not count
 
+# The arguments of `forward` that bring videos.
+_VIDEO_INPUTS = (
+    "video_embeds",
+    "pixel_values_videos",
+    "selector_pixel_values",
+    "query_input_ids",
+    "query_attention_mask",
+    "video_num_frames",
+)
 _REFERENCES = {"preceding": preceding_keyframe, "released": released_reference}
 
 
@@ -467,11 +476,12 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
             VideoError: the file can't be read, or not to its end.
         """
         sampling = {"fps": self.config.fps if fps is None else fps, "max_frames": max_frames, "batch_size": batch_size}
-        self.config.require_room(stream_frames(source, **sampling).num_frames)
+        stream = stream_frames(source, **sampling)
+        self.config.require_room(stream.num_frames)
         query_embed = self.embed_query(**processor.selector_query([query]))[0]
 
         frame_embeds, timestamps = [], []
-        for batch in _watched(source, sampling, "decode, select"):
+        for batch in _watched(stream, "decode, select"):
             frame_embeds.append(self.embed_frames(processor.selector_pixels(batch.frames)).cpu())
             timestamps.append(batch.timestamps)
         frame_embeds = torch.cat(frame_embeds)
@@ -484,7 +494,7 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         }
         batches = (
             self.patch_features(processor.vision_pixels(batch.frames))
-            for batch in _watched(source, sampling, "decode, encode")
+            for batch in _watched(stream_frames(source, **sampling), "decode, encode")
         )
         sequence = self.mix_tokens(batches, num_frames, keyframes, query_embed, read_ahead)
         return replace(sequence, timestamps=np.concatenate(timestamps))
@@ -634,12 +644,12 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
                 input_ids,
                 attention_mask,
                 labels,
-                video_embeds,
-                pixel_values_videos,
-                selector_pixel_values,
-                query_input_ids,
-                query_attention_mask,
-                video_num_frames,
+                video_embeds=video_embeds,
+                pixel_values_videos=pixel_values_videos,
+                selector_pixel_values=selector_pixel_values,
+                query_input_ids=query_input_ids,
+                query_attention_mask=query_attention_mask,
+                video_num_frames=video_num_frames,
             )
         length = inputs_embeds.shape[1]
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
@@ -672,52 +682,26 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         return ViLaMPOutput(loss, logits, cache, output.hidden_states, getattr(output, "attentions", None))
 
     @torch.no_grad()
-    def generate(
-        self,
-        input_ids: torch.Tensor | None = None,
-        pixel_values_videos: torch.Tensor | None = None,
-        selector_pixel_values: torch.Tensor | None = None,
-        query_input_ids: torch.Tensor | None = None,
-        query_attention_mask: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        video_num_frames: torch.Tensor | None = None,
-        video_embeds: list[torch.Tensor] | None = None,
-        **options: Any,
-    ) -> torch.Tensor:
+    def generate(self, input_ids: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
         """Answer: encode the videos once, then generate with any of transformers' strategies.
 
         Args:
-            input_ids: as in `forward`, like the other inputs.
-            pixel_values_videos: as in `forward`.
-            selector_pixel_values: as in `forward`.
-            query_input_ids: as in `forward`.
-            query_attention_mask: as in `forward`.
-            attention_mask: as in `forward`.
-            video_num_frames: as in `forward`.
-            video_embeds: as in `forward`.
-            options: those of `GenerationMixin.generate`, such as `max_new_tokens`, `do_sample`, `num_beams`.
+            input_ids: [B, L], one `config.video_token_id` in each row.
+            options: `attention_mask` and the videos, as in `forward`; and those of `GenerationMixin.generate`, such as
+                `max_new_tokens`, `do_sample`, `num_beams`.
 
         Returns:
             [B, new tokens]: the answers alone, without the prompts.
 
         Raises:
-            ValueError: as `forward`.
+            ValueError: as `forward`, or `use_cache=False`.
         """
         if input_ids is None:
             raise ValueError("generate needs input_ids")
         if options.get("use_cache") is False:
             raise ValueError("generate reads a video once and keeps it in the cache: leave out use_cache=False")
-        inputs_embeds, attention_mask, _ = self._read(
-            input_ids,
-            attention_mask,
-            None,
-            video_embeds,
-            pixel_values_videos,
-            selector_pixel_values,
-            query_input_ids,
-            query_attention_mask,
-            video_num_frames,
-        )
+        inputs = {name: options.pop(name, None) for name in ("attention_mask", *_VIDEO_INPUTS)}
+        inputs_embeds, attention_mask, _ = self._read(input_ids, labels=None, **inputs)
         return super().generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **options)
 
     def adjust_generation_fn(self, *args: Any, **options: Any) -> None:
@@ -731,15 +715,16 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
         labels: torch.Tensor | None,
+        *,
         video_embeds: list[torch.Tensor] | None,
         pixel_values_videos: torch.Tensor | None,
-        *pixel_inputs: torch.Tensor | None,
+        **pixel_inputs: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Turn prompts into embeddings, mask and labels, with their videos in place, if there are any."""
         if pixel_values_videos is not None:
             if video_embeds is not None:
                 raise ValueError("pass videos as pixel_values_videos or as video_embeds, not as both")
-            video_embeds = self._encode_batch(pixel_values_videos, *pixel_inputs)
+            video_embeds = self._encode_batch(pixel_values_videos, **pixel_inputs)
         if video_embeds is not None:
             return self.place_videos(input_ids, video_embeds, attention_mask, labels)
         if (input_ids == self.config.video_token_id).any():
@@ -757,9 +742,8 @@ def _features(output: Any) -> torch.Tensor:
     return output if torch.is_tensor(output) else output.pooler_output
 
 
-def _watched(source: str | PathLike[str], sampling: Mapping[str, Any], doing: str) -> Iterator[Any]:
-    """Stream a video's batches under a progress bar."""
-    stream = stream_frames(source, **sampling)
+def _watched(stream: FrameStream, doing: str) -> Iterator[FrameBatch]:
+    """Yield a stream's batches under a progress bar."""
     with progress_bar(stream.num_frames, "frames", doing) as bar:
         for batch in stream:
             yield batch
