@@ -2,20 +2,24 @@
 
 import json
 import math
+import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from typer.exceptions import Abort, TyperException
+
+from vilamp_lite.tinyworld import MINIATURE
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="ViLaMP: keyframes and merged tokens for long videos.",
 )
+evaluate = typer.Typer(no_args_is_help=True, help="Measure a model.")
+app.add_typer(evaluate, name="evaluate")
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Video = Annotated[Path, typer.Argument(metavar="VIDEO", help="A video file.", show_default=False)]
@@ -211,12 +217,16 @@ def ask(
         str | None, typer.Option(help="Where the model runs, such as cpu or cuda.", show_default="a GPU if any")
     ] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Of the weights.", show_default="as stored")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Let the miniature answer about other footage.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Answer QUESTION about VIDEO: choose keyframes, merge the other frames, read both, generate."""
     with _one_line_errors():
-        if (model is None) != random_weights:
+        if model is not None and random_weights:
             raise ValueError("give either --model DIR or --random-weights")
+        if model is None and not random_weights:
+            model = MINIATURE
+            _require_tinyworld(video, question, force)
         if random_weights and (tokenizer or selector_tokenizer):
             raise ValueError("--random-weights has its own tokenizers, of bytes: leave out yours")
         # Imported here: torch takes seconds, and `vilamp --help` should not.
@@ -310,6 +320,19 @@ def ask(
     )
 
 
+def _require_tinyworld(video: Path, question: str, force: bool) -> None:
+    """Refuse what the miniature was not trained for."""
+    from vilamp_lite.tinyworld.encoder import require_known_words
+    from vilamp_lite.tinyworld.render import is_tinyworld
+
+    if not force and video.exists() and not is_tinyworld(video):
+        raise ValueError(
+            f"{video} does not show TinyWorld, and without --model the miniature answers, which was trained on nothing "
+            "else; make such a video with `vilamp tinyworld`, give --model DIR, or --force"
+        )
+    require_known_words(question)
+
+
 @app.command()
 def tinyworld(
     out: Annotated[Path, typer.Option(help="The video to write, such as X.mp4; X.json goes beside it.")],
@@ -334,6 +357,213 @@ def tinyworld(
         return
     needles = ", ".join(f"{start}–{stop - 1}" for start, stop in haystack.needle_frames)
     Console().print(f"{out}: {frames:,} frames; “{question.text}” {question.answer} (frames {needles})", soft_wrap=True)
+
+
+class Preset(StrEnum):
+    """What `vilamp train` trains."""
+
+    MINIATURE = "miniature"
+    PAPER = "paper"
+
+
+class Precision(StrEnum):
+    """Mixed precision in training."""
+
+    NO = "no"
+    BF16 = "bf16"
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    preset: Annotated[
+        Preset, typer.Option(help="miniature: TinyWorld's, from nothing. paper: a checkpoint, on your own data.")
+    ] = Preset.MINIATURE,
+    out: Annotated[Path, typer.Option(help="Holds all that is made; the same command goes on there.")] = Path(
+        "runs/train"
+    ),
+    seed: Annotated[int, typer.Option(help="Of batches and new weights.")] = 0,
+    processes: Annotated[int, typer.Option(min=1, help="Share each batch, with one thread each.")] = 1,
+    mixed_precision: Annotated[Precision, typer.Option(help="bf16 on a GPU that has it.")] = Precision.NO,
+    study: Annotated[str, typer.Option(help="miniature: full, or what is changed or left out.")] = "full",
+    model: Annotated[
+        Path | None, typer.Option(help="paper: a ViLaMP or LLaVA-OneVision checkpoint.", show_default=False)
+    ] = None,
+    selector: Annotated[
+        Path | None, typer.Option(help="paper: a CLIP checkpoint, for a LLaVA-OneVision.", show_default=False)
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help='paper: JSON lines, {"video", "question", "answer"} each.', show_default=False),
+    ] = None,
+    trains: Annotated[str, typer.Option(help="paper: what learns, such as connectors.")] = "all but the encoders",
+    steps: Annotated[int, typer.Option(help="paper: of the optimizer.")] = 1000,
+    batch_size: Annotated[int, typer.Option(help="paper: examples per step, of all processes.")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="paper: the peak.")] = 1e-5,
+    max_frames: Annotated[int, typer.Option(help="paper: the most frames of a video.")] = 600,
+    gradient_checkpointing: Annotated[bool, typer.Option(help="paper: compute twice, keep less.")] = False,
+) -> None:
+    """Train: the miniature from nothing, or a full-size model on your data. A killed run goes on where it stopped."""
+    with _one_line_errors():
+        given = [
+            f"--{name.replace('_', '-')}"
+            for name in context.params
+            if context.get_parameter_source(name).name != "DEFAULT" and context.params[name] is not None
+        ]
+        own = ["--study"] if preset is Preset.PAPER else _PAPER_OPTIONS
+        if foreign := sorted(set(given) & set(own)):
+            raise ValueError(f"--preset {preset.value} has no {', '.join(foreign)}")
+        if preset is Preset.PAPER and (model is None or data is None):
+            raise ValueError("--preset paper needs --model DIR and --data FILE")
+        if processes > 1 and "LOCAL_RANK" not in os.environ:
+            _run_in_processes(processes)
+        if preset is Preset.MINIATURE:
+            from vilamp_lite.miniature import train_miniature
+
+            saved = train_miniature(out, seed, study, mixed_precision=mixed_precision)
+        else:
+            import torch
+
+            from vilamp_lite.checkpoints import from_llava_onevision, load_checkpoint, load_processor
+            from vilamp_lite.finetuning import finetune, read_examples
+            from vilamp_lite.training import Stage, make_accelerator
+
+            examples = read_examples(data)
+            if selector is None:
+                vilamp = load_checkpoint(model, dtype=torch.float32)
+            else:
+                vilamp = from_llava_onevision(model, selector=selector, dtype=torch.float32, seed=seed)
+            finetune(
+                vilamp,
+                load_processor(model, vilamp.config, selector_tokenizer=selector),
+                examples,
+                Stage(trains, steps, batch_size, learning_rate, weight_decay=0.0),
+                trains,
+                out,
+                seed,
+                accelerator=make_accelerator(mixed_precision),
+                max_frames=max_frames,
+                gradient_checkpointing=gradient_checkpointing,
+            )
+            saved = out / "model"
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        typer.echo(saved)
+
+
+_PAPER_OPTIONS = [
+    "--model",
+    "--selector",
+    "--data",
+    "--trains",
+    "--steps",
+    "--batch-size",
+    "--learning-rate",
+    "--max-frames",
+    "--gradient-checkpointing",
+]
+
+
+def _run_in_processes(count: int) -> None:
+    """Replace this process by torchrun, which starts the same command in `count` processes."""
+    import torch
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if not torch.cuda.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+    os.execv(sys.executable, [sys.executable, *launch, "-m", "vilamp_lite.cli", *sys.argv[1:]])
+
+
+@evaluate.command()
+def niah(
+    context: typer.Context,
+    model: Annotated[
+        Path, typer.Option(help="A checkpoint directory.", show_default="data/vilamp-miniature")
+    ] = MINIATURE,
+    frames: Annotated[str, typer.Option(help="Lengths of the haystacks, such as 256,2048,10000.")] = "2048",
+    depths: Annotated[str, typer.Option(help="Of the needle, from 0 (start) to 1 (end), such as 0,0.5,1.")] = "0.5",
+    families: Annotated[
+        str, typer.Option(help="Of questions.")
+    ] = "attribute,companion,roll call,two needles,two companions",
+    selector: Annotated[str, typer.Option(help="How keyframes are chosen, such as dks,uniform.")] = "dks",
+    merger: Annotated[str, typer.Option(help="Of the other frames: dfm, mean, max, drop, qformer.")] = "dfm",
+    questions: Annotated[int, typer.Option(help="In each cell.")] = 50,
+    seed: Annotated[int, typer.Option(help="Of questions and haystacks.")] = 0,
+    processes: Annotated[int, typer.Option(help="Each works on a cell at a time, with one thread.")] = 1,
+    cases: Annotated[
+        Path | None,
+        typer.Option(
+            help="Your own footage: JSON, a list of {haystack, needle, depth, question, options, answer}.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Keep what is finished in this folder, and skip it.", show_default=False)
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where the model runs, such as cpu or cuda.", show_default="a GPU if any")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask about needles in haystacks (the paper's Fig. 2): TinyWorld's, each combination of the lists a cell; or CASES.
+
+    The depth is that of the first needle; a roll call's many are spread over the video, whatever the depth.
+    """
+    with _one_line_errors():
+        of_cells = ("frames", "depths", "families", "selector", "merger", "questions", "seed", "processes")
+        given = [f"--{name}" for name in of_cells if context.get_parameter_source(name).name != "DEFAULT"]
+        if cases is not None and given:
+            raise ValueError(f"--cases have their own questions and haystacks: leave out {', '.join(given)}")
+        # Imported here: torch takes seconds, and `vilamp --help` should not.
+        from vilamp_lite.evaluation.niah import evaluate_cases, evaluate_cells, grid, load_cases
+
+        if cases is not None:
+            result = evaluate_cases(model, load_cases(cases), out=out, device=device)
+        else:
+            cells = grid(
+                _listed("frames", frames, int),
+                _listed("depths", depths, float),
+                _listed("families", families, str),
+                _listed("selector", selector, str),
+                _listed("merger", merger, str),
+                questions,
+            )
+            result = evaluate_cells(model, cells, seed=seed, processes=processes, out=out, device=device).as_json()
+    if as_json:
+        typer.echo(json.dumps(result))
+    elif cases is not None:
+        _print_cases(result)
+    else:
+        _print_cells(result)
+
+
+def _listed(option: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
+    """Read a list with commas."""
+    try:
+        return [kind(part.strip()) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--{option} must be numbers with commas between them, got {text!r}") from error
+
+
+def _print_cells(result: dict[str, Any]) -> None:
+    table = Table(title=f"VideoNIAH, {result['stamp']['model']}: mean accuracy {result['mean']:.3f}")
+    for column in ("frames", "depth", "family", "variant", "correct", "accuracy"):
+        table.add_column(column, justify="left" if column in ("family", "variant") else "right")
+    for cell in result["cells"]:
+        share = f"{cell['accuracy']:.3f} ({cell['low']:.2f}–{cell['high']:.2f})"
+        names = (f"{cell['frames']:,}", f"{cell['depth']:g}", cell["family"], f"{cell['selector']} + {cell['merger']}")
+        table.add_row(*names, f"{cell['correct']}/{cell['questions']}", share)
+    table.caption = "accuracy with Wilson's 95 % interval"
+    Console().print(table)
+
+
+def _print_cases(result: dict[str, Any]) -> None:
+    share = f"{result['correct']} of {result['questions']} right (95 %: {result['low']:.2f}–{result['high']:.2f})"
+    table = Table("question", "answer", "prediction", "correct", title=f"{result['stamp']['model']}: {share}")
+    for case in result["predictions"]:
+        words = [Text(case[column]) for column in ("question", "answer", "prediction")]
+        table.add_row(*words, "yes" if case["correct"] else "no")
+    Console().print(table)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from vilamp_lite.checks import choice, describe, finite_number, positive_int
+from vilamp_lite.tinyworld.encoder import vocabulary
 
 # The published models' own configurations. SigLIP's last layer of 27 is dropped, and with it its pooling head.
 SIGLIP_SO400M = {
@@ -51,6 +52,7 @@ _PLAIN = {
     "merge_before_projection": bool,
     "video_newline": bool,
     "relevance_gate": bool,
+    "keyframe_block": bool,
     "vision_feature_layer": int,
     "projector_hidden_act": str,
     "video_token_id": int,
@@ -105,6 +107,10 @@ class ViLaMPConfig(PreTrainedConfig):
             that the released code takes by a slip (`released_reference`).
         before_first: what frames before the first keyframe are compared with, "first" or "self".
         relevance_gate: whether pixels are multiplied by a factor of 1 that carries a gradient to the selector.
+        keyframe_block: whether the patches of a keyframe attend to each other once before the language model reads
+            them. Not in the paper: a small language model binds things of one frame poorly without it.
+        attention_log_base: scale the language model's attention logits by log L / log(this) at L tokens; None for the
+            paper's model, which does not. It keeps a model that was trained on short videos sharp on long ones.
         fps: frames sampled per second of video.
         vision_feature_layer: which hidden state of the vision tower is used, −1 for the last one before any final norm.
         projector_hidden_act: activation between a connector's two layers.
@@ -140,6 +146,8 @@ class ViLaMPConfig(PreTrainedConfig):
     reference: str = "preceding"
     before_first: str = "first"
     relevance_gate: bool = False
+    keyframe_block: bool = False
+    attention_log_base: int | None = None
     fps: float = 1.0
     vision_feature_layer: int = -1
     projector_hidden_act: str = "gelu"
@@ -156,6 +164,8 @@ class ViLaMPConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and not -1 <= finite_number(name, value) <= 1:
                 raise ValueError(f"{name} is a cosine, from -1 to 1, got {value}")
+        if self.attention_log_base is not None and positive_int("attention_log_base", self.attention_log_base) < 2:
+            raise ValueError(f"attention_log_base must be at least 2, got {self.attention_log_base}")
         finite_number("redundancy_weight", self.redundancy_weight)
         finite_number("temperature", self.temperature, above=0)
         finite_number("fps", self.fps, above=0)
@@ -253,6 +263,39 @@ class ViLaMPConfig(PreTrainedConfig):
             "max_keyframes": 4,
         }
         return cls(**tiny | changes)
+
+    @classmethod
+    def miniature(cls, **changes: Any) -> "ViLaMPConfig":
+        """TinyWorld's model, which `vilamp train --preset miniature` trains: 16 patches, K = 4, 3 layers of width 128.
+
+        Against `paper()` it adds the keyframe block and the scaled attention logits, keeps all of a keyframe's patches,
+        and starts the merge's temperature at 0.07.
+
+        Args:
+            changes: fields to set otherwise.
+
+        Raises:
+            ValueError: as the class.
+        """
+        words = len(vocabulary())
+        miniature = {
+            "vision_config": {"model_type": "tinyworld_vision"},
+            "selector_config": {"model_type": "tinyworld", "text_config": {"vocab_size": words}},
+            "text_config": QWEN2_7B
+            | {"vocab_size": words, "hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 3}
+            | {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 131072}
+            | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e9}, "tie_word_embeddings": True}
+            # Qwen3 normalises queries and keys, and weights start larger than in wide models: both learn several times
+            # sooner at this size to look up the thing that a question names.
+            | {"model_type": "qwen3", "head_dim": 32, "initializer_range": 0.08}
+            | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+            "max_keyframes": 4,
+            "temperature": 0.07,
+            "keyframe_pooling": "none",
+            "keyframe_block": True,
+            "attention_log_base": 48,
+        }
+        return cls(**miniature | changes)
 
     @property
     def num_patches(self) -> int:

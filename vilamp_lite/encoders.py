@@ -9,6 +9,7 @@ import hashlib
 import io
 import warnings
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Protocol, runtime_checkable
@@ -65,8 +66,9 @@ def load_encoder(name_or_path: str | Path, device: str | torch.device | None = N
     """Load the encoder of Level 1 (DKS) by name.
 
     Args:
-        name_or_path: "conse" for the offline encoder; anything else is the name or the directory of a Hugging Face
-            CLIP or SigLIP checkpoint, such as the paper's "openai/clip-vit-base-patch32".
+        name_or_path: "conse" for the offline encoder, "tinyworld" for the miniature's own; anything else is the name or
+            the directory of a Hugging Face CLIP or SigLIP checkpoint, such as the paper's
+            "openai/clip-vit-base-patch32".
         device: Where the encoder runs; a GPU if there is one when left out. Embeddings always come back on the CPU.
 
     Raises:
@@ -77,6 +79,13 @@ def load_encoder(name_or_path: str | Path, device: str | torch.device | None = N
         raise ValueError(f"name_or_path must be an encoder's name or directory, got {describe(name_or_path)}")
     if name_or_path == "conse":
         return ConSEEncoder(device)
+    if name_or_path == "tinyworld":
+        from vilamp_lite.tinyworld import MINIATURE
+
+        import_module("vilamp_lite.tinyworld.encoder")  # tells transformers of this kind of model
+        encoder = CLIPEncoder(MINIATURE / "selector", device)
+        encoder.name = "tinyworld"
+        return encoder
     return CLIPEncoder(name_or_path, device)
 
 

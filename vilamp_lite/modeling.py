@@ -10,6 +10,7 @@ The model has no algorithm of its own: selection is in `keyframes.py`, merging i
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum, auto
@@ -137,6 +138,32 @@ class Connector(nn.Sequential):
         )
 
 
+class KeyframeBlock(nn.Module):
+    """Lets a keyframe's patches see each other once, in both directions.
+
+    Not in the paper, see `ViLaMPConfig.keyframe_block`. A gate that starts at 0 makes it the identity at first.
+    """
+
+    def __init__(self, config: ViLaMPConfig) -> None:
+        """Build it for the language model's width."""
+        super().__init__()
+        text = config.text_config
+        self.layer = nn.TransformerEncoderLayer(
+            text.hidden_size,
+            text.num_attention_heads,
+            2 * text.hidden_size,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Change a keyframe's tokens [B, M, D] by what the layer changes, times the gate."""
+        return tokens + self.gate * (self.layer(tokens) - tokens)
+
+
 def differential_merger(config: ViLaMPConfig) -> DifferentialMerger:
     """Build the merger that a configuration describes.
 
@@ -201,6 +228,8 @@ class ViLaMPPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, DifferentialMerger):
             initialization.constant_(module.temperature, self.config.temperature)
+        elif isinstance(module, KeyframeBlock):
+            initialization.zeros_(module.gate)
         elif isinstance(module, ViLaMPForConditionalGeneration) and module.video_newline is not None:
             initialization.normal_(module.video_newline, std=self.config.text_config.hidden_size**-0.5)
 
@@ -216,6 +245,7 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         vision_tower: makes patches of frames.
         merger: makes one token of a frame's patches.
         keyframe_connector: MLP_k, for keyframe patches.
+        keyframe_block: lets a keyframe's patches see each other; None without `config.keyframe_block`.
         merged_connector: MLP_n, for merged tokens; the same module with `connectors="shared"`.
         video_newline: [D], ends the video; None without `config.video_newline`.
         language_model: any causal language model.
@@ -233,9 +263,12 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         self.merger = differential_merger(config)
         self.keyframe_connector = Connector(config)
         self.own_merged_connector = Connector(config) if config.connectors == "dual" else None
+        self.keyframe_block = KeyframeBlock(config) if config.keyframe_block else None
         hidden = config.text_config.hidden_size
         self.video_newline = nn.Parameter(torch.randn(hidden) * hidden**-0.5) if config.video_newline else None
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        if config.attention_log_base and not self._attention_layers():
+            raise ValueError(f"attention_log_base can't be used with a {config.text_config.model_type}")
         self.post_init()
 
     @property
@@ -358,7 +391,7 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
             raise ValueError(f"read_ahead must hold frame {missing[0]}, which earlier frames are compared with")
         mapped_query = self.merger.map_query(query_embed.to(self.keyframe_connector[0].weight.dtype))
         references = {
-            frame: self.merger.map_reference(self._mergeable(patches)) for frame, patches in (read_ahead or {}).items()
+            frame: self.merger.map_reference(self.mergeable(patches)) for frame, patches in (read_ahead or {}).items()
         }
         pieces: list[torch.Tensor] = []
         frame = 0
@@ -366,14 +399,14 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
             frames = range(frame, frame := frame + len(patches))
             if frame > num_frames:
                 break
-            features = self._mergeable(patches)
+            features = self.mergeable(patches)
             for number in last_use.keys() & set(frames) - references.keys():
                 references[number] = self.merger.map_reference(features[number - frames.start])
             for run, members in itertools.groupby(frames, lambda number: run_of[number]):
                 numbers = list(members)
                 chunk = slice(numbers[0] - frames.start, numbers[-1] + 1 - frames.start)
                 if run is _Run.KEYFRAMES:
-                    pieces.append(self._keyframe_tokens(patches[chunk]))
+                    pieces.append(self.keyframe_tokens(patches[chunk]))
                     continue
                 own = run is _Run.OWN_REFERENCE
                 reference = self.merger.map_reference(features[chunk]) if own else references[run]
@@ -384,22 +417,26 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"patch_batches must hold {num_frames} frames, got {'more' if frame > num_frames else frame}"
             )
-        return self._sequence(pieces, is_keyframe)
+        counts = torch.where(is_keyframe, self.config.tokens_per_keyframe, 1)
+        frame_of_token = torch.arange(num_frames).repeat_interleave(counts)
+        return self.sequence(torch.cat(pieces), is_keyframe, frame_of_token)
 
     def early_references(self, num_frames: int, keyframes: torch.Tensor) -> list[int]:
         """Name the frames that frames before them refer to: the first keyframe, unless it is the first frame."""
         reference_of = self.reference_frames(num_frames, keyframes)
         return sorted(set(reference_of[reference_of > torch.arange(num_frames)].tolist()))
 
-    def _mergeable(self, patches: torch.Tensor) -> torch.Tensor:
+    def mergeable(self, patches: torch.Tensor) -> torch.Tensor:
         """The features that are merged: patches before or after their connector, [..., D]."""
         return patches if self.config.merge_before_projection else self.merged_connector(patches)
 
-    def _keyframe_tokens(self, patches: torch.Tensor) -> torch.Tensor:
+    def keyframe_tokens(self, patches: torch.Tensor) -> torch.Tensor:
         """The tokens that keyframes keep: [B, M, D_v] to [B · tokens_per_keyframe, D]."""
         tokens = self.keyframe_connector(patches)
         if self.config.keyframe_pooling == "bilinear":
             tokens = pool_patches(tokens)
+        if self.keyframe_block is not None:
+            tokens = self.keyframe_block(tokens)
         return tokens.flatten(0, 1)
 
     def _merged_tokens(self, features: torch.Tensor, reference: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
@@ -407,15 +444,22 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         tokens, _ = self.merger.merge(features, reference, query)
         return self.merged_connector(tokens) if self.config.merge_before_projection else tokens
 
-    def _sequence(self, pieces: list[torch.Tensor], is_keyframe: torch.Tensor) -> MixedPrecisionSequence:
-        counts = torch.where(is_keyframe, self.config.tokens_per_keyframe, 1)
-        frame_of_token = torch.arange(len(is_keyframe)).repeat_interleave(counts)
+    def sequence(
+        self, embeds: torch.Tensor, is_keyframe: torch.Tensor, frame_of_token: torch.Tensor
+    ) -> MixedPrecisionSequence:
+        """Name the frame and kind of each token, and end with the newline if there is one.
+
+        Args:
+            embeds: [T, D] in temporal order.
+            is_keyframe: bool [N].
+            frame_of_token: int64 [T].
+        """
         kind_of_token = is_keyframe.long()[frame_of_token]
         if self.video_newline is not None:
-            pieces = [*pieces, self.video_newline[None]]
+            embeds = torch.cat([embeds, self.video_newline[None]])
             frame_of_token = F.pad(frame_of_token, (0, 1), value=-1)
             kind_of_token = F.pad(kind_of_token, (0, 1), value=int(TokenKind.NEWLINE))
-        return MixedPrecisionSequence(torch.cat(pieces), is_keyframe.nonzero()[:, 0], frame_of_token, kind_of_token)
+        return MixedPrecisionSequence(embeds, is_keyframe.nonzero()[:, 0], frame_of_token, kind_of_token)
 
     # --- A video as tokens -------------------------------------------------------------------------------------------
 
@@ -663,6 +707,8 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
             if not len(supervised):
                 raise ValueError("labels supervise no token: all are -100, or only the first is not")
         needed = torch.cat([kept, supervised]).unique()
+        if self.config.attention_log_base:
+            self._scale_attention(length if attention_mask is None else attention_mask.shape[-1])
         output = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -680,6 +726,16 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         logits = output.logits[:, torch.searchsorted(needed, kept)]
         cache = getattr(output, "past_key_values", None)  # a recurrent model has another kind
         return ViLaMPOutput(loss, logits, cache, output.hidden_states, getattr(output, "attentions", None))
+
+    def _attention_layers(self) -> list[nn.Module]:
+        """The language model's attention, where its logits have a scale that can be set."""
+        return [module for module in self.language_model.modules() if hasattr(module, "scaling")]
+
+    def _scale_attention(self, length: int) -> None:
+        """Sharpen attention over many tokens: logits times log(length) / log(base), see the configuration."""
+        factor = math.log(max(length, 2)) / math.log(self.config.attention_log_base)
+        for attention in self._attention_layers():
+            attention.scaling = attention.head_dim**-0.5 * factor
 
     @torch.no_grad()
     def generate(self, input_ids: torch.Tensor | None = None, **options: Any) -> torch.Tensor:

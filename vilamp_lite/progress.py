@@ -14,17 +14,18 @@ def is_headless() -> bool:
     return bool(os.environ.get("VILAMP_HEADLESS"))
 
 
-def progress_bar(total: int, unit: str, description: str) -> tqdm:
+def progress_bar(total: int, unit: str, description: str, initial: int = 0) -> tqdm:
     """Make a bar to be moved by `update`; shown on a terminal and in a notebook that a person runs.
 
     Args:
         total: how many units there are.
         unit: what is counted, in the plural.
         description: what is being done.
+        initial: how many were done before, by an earlier run.
     """
     # disable=None: no bar when stderr is not a terminal.
     disable = True if is_headless() else None
-    return tqdm(total=total, unit=f" {unit}", desc=description, disable=disable, dynamic_ncols=True)
+    return tqdm(total=total, initial=initial, unit=f" {unit}", desc=description, disable=disable, dynamic_ncols=True)
 
 
 @contextmanager

@@ -4,14 +4,16 @@ The haystack is made of random scenes that never show the shape in question, but
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 
-from vilamp_lite.checks import positive_int
-from vilamp_lite.tinyworld.questions import Question, random_scene, scene_seed
+from vilamp_lite.checks import choice, positive_int
+from vilamp_lite.tinyworld.questions import SPLITS, Question, random_scene, scene_seed
 from vilamp_lite.tinyworld.render import Scene, write_video
 
 
@@ -30,7 +32,20 @@ class Haystack:
     needle_frames: tuple[tuple[int, int], ...]
 
 
-def hide(question: Question, num_frames: int, depth: float, seed: int, split: str = "test") -> Haystack:
+@lru_cache(maxsize=4)
+def pool_scenes(pool: int, split: str = "test") -> tuple[Scene, ...]:
+    """The scenes of a pool, see `hide`.
+
+    Raises:
+        ValueError: a pool below 1, or an unknown split.
+    """
+    number = SPLITS.index(choice("split", split, SPLITS))
+    return tuple(random_scene(2 * place + number) for place in range(positive_int("pool", pool)))
+
+
+def hide(
+    question: Question, num_frames: int, depth: float, seed: int, split: str = "test", pool: int | None = None
+) -> Haystack:
     """Hide a question's needles in a haystack.
 
     The first needle stands at the depth, as near as the scenes' borders allow (half a scene); a second one anywhere.
@@ -42,9 +57,12 @@ def hide(question: Question, num_frames: int, depth: float, seed: int, split: st
         depth: from 0, the video's start, to 1, its end.
         seed: of the haystack.
         split: whose scenes the haystack is made of.
+        pool: how many different scenes there are to make haystacks of, so that many can share what they cost; a video
+            repeats none before it has shown all. Without limit when left out.
 
     Raises:
-        ValueError: the needles are longer than the video, a depth outside 0 to 1, or an unknown split.
+        ValueError: the needles are longer than the video, a depth outside 0 to 1, an unknown split, or a pool in which
+            every scene shows the shape in question.
     """
     needles = question.needles
     left = positive_int("num_frames", num_frames) - sum(needle.num_frames for needle in needles)
@@ -53,7 +71,7 @@ def hide(question: Question, num_frames: int, depth: float, seed: int, split: st
     if not 0 <= depth <= 1:
         raise ValueError(f"depth must lie from 0 to 1, got {depth}")
     random = np.random.default_rng((seed, 2))
-    hay = _hay(random, question.shape, left, split)
+    hay = _hay(random, question.shape, left, split, pool)
     if len(needles) > 2:
         depths = (np.arange(len(needles)) + random.random(len(needles))) / len(needles)
     else:
@@ -94,14 +112,30 @@ def save(haystack: Haystack, path: str | PathLike[str]) -> Path:
     return description
 
 
-def _hay(random: np.random.Generator, shape: str, num_frames: int, split: str) -> list[Scene]:
-    """Random scenes without the shape, of `num_frames` together; the last one may be cut short."""
+def _hay(random: np.random.Generator, shape: str, num_frames: int, split: str, pool: int | None) -> list[Scene]:
+    """Scenes without the shape, of `num_frames` together; the last one may be cut short."""
+    if pool is not None and all(_shows(scene, shape) for scene in pool_scenes(pool, split)):
+        raise ValueError(f"pool must hold a scene without a {shape}: {pool} are too few")
     scenes: list[Scene] = []
     left = num_frames
+    drawn = _drawn(random, split, pool)
     while left:
-        scene = random_scene(scene_seed(random, split))
-        if any(thing.shape == shape for thing in scene.things):
+        scene = next(drawn)
+        if _shows(scene, shape):
             continue
         scenes.append(replace(scene, num_frames=min(scene.num_frames, left)))
         left -= scenes[-1].num_frames
     return scenes
+
+
+def _drawn(random: np.random.Generator, split: str, pool: int | None) -> Iterator[Scene]:
+    """Random scenes without end: new ones, or a pool's in random order, over and over."""
+    while pool is None:
+        yield random_scene(scene_seed(random, split))
+    scenes = pool_scenes(pool, split)
+    while True:
+        yield from (scenes[place] for place in random.permutation(len(scenes)))
+
+
+def _shows(scene: Scene, shape: str) -> bool:
+    return any(thing.shape == shape for thing in scene.things)

@@ -68,6 +68,14 @@ def random_scene(seed: int) -> Scene:
     return Scene(seed, _placed(random, things), int(random.integers(SCENE_FRAMES[0], SCENE_FRAMES[1] + 1)))
 
 
+def pair_scene(seed: int) -> Scene:
+    """Make a scene of two random things of different shapes, like those of the companion questions' needles."""
+    random = np.random.default_rng((seed, 2))
+    shapes, colors = random.choice(SHAPES, 2, replace=False), random.choice(_COLORS, 2)
+    things = list(zip(shapes, colors, strict=True))
+    return Scene(seed, _placed(random, things), int(random.integers(SCENE_FRAMES[0], SCENE_FRAMES[1] + 1)))
+
+
 def scene_seed(random: np.random.Generator, split: str) -> int:
     """Draw a scene's seed; those of the two splits never meet: even numbers train, odd ones test.
 

@@ -129,6 +129,15 @@ def write_video(path: str | PathLike[str], scenes: Iterable[Scene], fps: int = 1
     return written
 
 
+def is_tinyworld(path: str | PathLike[str]) -> bool:
+    """Tell by its `FORMAT_TAG` whether a video file shows TinyWorld; a file that can't be opened does not."""
+    try:
+        with av.open(path) as container:
+            return container.metadata.get("comment") == FORMAT_TAG
+    except (av.FFmpegError, OSError):
+        return False
+
+
 def _check(scene: Scene) -> None:
     if scene.num_frames < 1:
         raise ValueError(f"a scene needs at least one frame, got {scene.num_frames}")

@@ -1,0 +1,657 @@
+"""VideoNIAH: honest haystacks from a pool, the model's own path to an answer, cells that survive a kill."""
+
+import inspect
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+from video_files import read_numbers, write_video
+
+from vilamp_lite import cli
+from vilamp_lite.checkpoints import load_checkpoint, load_processor
+from vilamp_lite.configuration import ViLaMPConfig
+from vilamp_lite.evaluation import niah
+from vilamp_lite.evaluation.niah import (
+    Case,
+    Cell,
+    Evaluation,
+    Examiner,
+    Splice,
+    cell_haystacks,
+    encode_splice,
+    evaluate_cases,
+    evaluate_cells,
+    grid,
+    load_cases,
+)
+from vilamp_lite.evaluation.scoring import wilson_interval
+from vilamp_lite.merging import QFormerMerger
+from vilamp_lite.miniature import miniature_processor
+from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
+from vilamp_lite.progress import loading_quietly
+from vilamp_lite.tinyworld.haystack import hide, pool_scenes
+from vilamp_lite.tinyworld.questions import FAMILIES, sample_questions
+from vilamp_lite.tinyworld.render import SHAPES, Scene, render_scene
+
+POOL = 60
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random miniature with its Q-Former, as `vilamp train` lays them out."""
+    folder = tmp_path_factory.mktemp("models") / "miniature"
+    torch.manual_seed(0)
+    # A random selector finds all frames alike; filling the gaps gives several keyframes.
+    model = ViLaMPForConditionalGeneration(ViLaMPConfig.miniature(fill="gaps"))
+    model.vision_tower.load_state_dict(model.selector.vision.state_dict())
+    with loading_quietly():
+        model.save_pretrained(folder)
+        miniature_processor(model).save_pretrained(folder)
+    (folder / "qformer").mkdir()
+    save_file(QFormerMerger(96, 96).state_dict(), folder / "qformer" / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def examiner(miniature: Path) -> Examiner:
+    model = load_checkpoint(miniature)
+    return Examiner(model, load_processor(miniature, model.config), seed=3, pool=POOL)
+
+
+# --- Haystacks from a pool -------------------------------------------------------------------------------------------
+
+
+def test_without_a_pool_haystacks_are_what_they_were() -> None:
+    """Seeds written down before there were pools."""
+    haystack = hide(sample_questions("attribute", 1, 0)[0], 64, 0.5, 0)
+    assert [scene.seed for scene in haystack.scenes[:3]] == [1322248947829, 319078791625, 253588511967]
+    assert haystack.needle_frames == ((30, 36),)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pool_keeps_splits_apart_and_the_shape_out(family: str) -> None:
+    pools = {split: set(pool_scenes(POOL, split)) for split in ("train", "test")}
+    assert not {scene.seed for scene in pools["train"]} & {scene.seed for scene in pools["test"]}
+    for split, parity in (("train", 0), ("test", 1)):
+        (question,) = sample_questions(family, 1, 5, split)
+        haystack = hide(question, 900, 0.4, 1, split, POOL)
+        assert sum(scene.num_frames for scene in haystack.scenes) == 900
+        assert {scene.seed % 2 for scene in haystack.scenes} == {parity}
+        hay = [scene for scene in haystack.scenes if scene not in question.needles]
+        assert all(scene in pools[split] for scene in hay[:-1])
+        assert replace(hay[-1], num_frames=0) in {replace(scene, num_frames=0) for scene in pools[split]}
+        assert not any(thing.shape == question.shape for scene in hay for thing in scene.things)
+        assert haystack == hide(question, 900, 0.4, 1, split, POOL)
+        assert haystack != hide(question, 900, 0.4, 2, split, POOL)
+
+
+def test_a_pool_is_used_up_before_a_scene_returns() -> None:
+    (question,) = sample_questions("attribute", 1, 0)
+    fitting = [s for s in pool_scenes(POOL) if all(thing.shape != question.shape for thing in s.things)]
+    hay = [s for s in hide(question, 2000, 0.5, 0, pool=POOL).scenes if s not in question.needles]
+    assert len(hay) > 2 * len(fitting)
+    for start in (0, len(fitting)):
+        assert set(hay[start : start + len(fitting)]) == set(fitting)
+
+
+def test_impossible_pools() -> None:
+    shape = pool_scenes(1)[0].things[0].shape
+    question = next(q for q in sample_questions("attribute", 10, 0) if q.shape == shape)
+    with pytest.raises(ValueError, match=f"pool must hold a scene without a {shape}: 1 are too few"):
+        hide(question, 64, 0.5, 0, pool=1)
+    with pytest.raises(ValueError, match="pool must be an integer of at least 1"):
+        hide(question, 64, 0.5, 0, pool=0)
+
+
+def test_variants_share_their_questions_and_cells_do_not() -> None:
+    cell = Cell(200, 0.5, "two needles", questions=3)
+    haystacks = cell_haystacks(cell, 0, POOL)
+    assert haystacks == cell_haystacks(replace(cell, selector="uniform", merger="drop"), 0, POOL)
+    seen = {needle.seed for haystack in haystacks for needle in haystack.question.needles}
+    changes = [{"frames": 201}, {"depth": 0.6}, {"family": "attribute"}]
+    for other in [cell_haystacks(replace(cell, **change), 0, POOL) for change in changes] + [
+        cell_haystacks(cell, 1, POOL)
+    ]:
+        assert not seen & {needle.seed for haystack in other for needle in haystack.question.needles}
+
+
+def test_a_grid_is_every_combination() -> None:
+    cells = grid([64, 128], [0, 1], ["companion"], ["dks", "uniform"], ["dfm"], 7)
+    assert len(set(cells)) == len(cells) == 8
+    assert cells[0] == Cell(64, 0, "companion", "dks", "dfm", 7)
+    with pytest.raises(ValueError, match="depths must be different values, at least one, got"):
+        grid([64], [0.5, 0.5], ["companion"])
+    with pytest.raises(ValueError, match="frames must be different values"):
+        grid([], [0.5], ["companion"])
+
+
+# --- One question ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["companion", "roll call"])
+def test_an_answer_is_the_models_own(
+    family: str, examiner: Examiner, miniature: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Put together of kept features, a video is to the model what its frames are."""
+    read: list[MixedPrecisionSequence] = []
+    generate = niah._generate
+
+    def watched(model, processor, prompt, sequence, max_new_tokens) -> str:
+        read.append(sequence)
+        return generate(model, processor, prompt, sequence, max_new_tokens)
+
+    monkeypatch.setattr(niah, "_generate", watched)
+    cell = Cell(150, 0.3, family, questions=2)
+    predictions = list(examiner.predictions(cell))
+    model, processor = examiner.model, examiner.processor
+    for haystack, prediction, sequence in zip(cell_haystacks(cell, 3, POOL), predictions, read, strict=True):
+        frames = np.concatenate([render_scene(scene) for scene in haystack.scenes])
+        query = model.embed_query(**processor.selector_query([haystack.question.text]))[0]
+        with torch.no_grad():
+            expected = model.encode_frames(processor.vision_pixels(frames), processor.selector_pixels(frames), query)
+        assert prediction.keyframes == expected.keyframes.tolist() == sequence.keyframes.tolist()
+        assert prediction.tokens == len(expected.embeds) == model.config.visual_tokens(150, 4)
+        torch.testing.assert_close(sequence.embeds, expected.embeds, rtol=0, atol=2e-3)  # patches are kept as float16
+        tokens = model.generate(**processor(frames, haystack.question.text), max_new_tokens=6, do_sample=False)
+        assert prediction.prediction == processor.batch_decode(tokens)[0]
+
+
+class Seeing:
+    """Features as a perfect selector has them: what shapes a frame shows, and which scene it is."""
+
+    def __init__(self, examiner: Examiner) -> None:
+        self.width = examiner.model.config.query_size
+
+    def encode(self, scenes: Iterable[Scene]) -> None:
+        pass
+
+    def of(self, scenes: Iterable[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = []
+        for scene in scenes:
+            row = torch.zeros(self.width)
+            row[[SHAPES.index(thing.shape) for thing in scene.things]] = 1
+            own = torch.randn(self.width - len(SHAPES), generator=torch.Generator().manual_seed(scene.seed))
+            row[len(SHAPES) :] = own * row.norm() / own.norm()
+            rows += [row] * scene.num_frames
+        return torch.stack(rows), torch.zeros(len(rows), 16, 96, dtype=torch.float16)
+
+    def query(self, question: str) -> torch.Tensor:
+        return torch.eye(self.width)[[SHAPES.index(shape) for shape in SHAPES if shape in question.split("?")[0]]]
+
+
+@pytest.fixture
+def seeing(examiner: Examiner, monkeypatch: pytest.MonkeyPatch) -> Examiner:
+    """An examiner whose selector sees, and whose language model always says red."""
+    eyes = Seeing(examiner)
+    monkeypatch.setattr(examiner, "features", eyes)
+    monkeypatch.setattr(examiner.processor, "selector_query", lambda questions: {"question": questions[0]})
+    monkeypatch.setattr(examiner.model, "embed_query", eyes.query)
+    monkeypatch.setattr(examiner.model.config, "fill", "none")
+    monkeypatch.setattr(niah, "_generate", lambda *_: " Red\n")
+    return examiner
+
+
+@pytest.mark.parametrize(
+    ("family", "selector", "recall"),
+    [
+        ("attribute", "dks", 1),
+        ("companion", "top_relevance", 1),
+        ("two needles", "dks", 1),
+        ("two needles", "top_relevance", 0.5),  # all four keyframes in one scene
+        ("two companions", "dks", 1),
+        ("two companions", "uniform", 0),
+        ("roll call", "dks", 4 / 17),  # four keyframes for 14 to 21 scenes
+    ],
+)
+def test_needles_are_found_where_they_are(family: str, selector: str, recall: float, seeing: Examiner) -> None:
+    cell = Cell(1000, 0.7, family, selector, "drop", 6)
+    predictions = list(seeing.predictions(cell))
+    for prediction, haystack in zip(predictions, cell_haystacks(cell, 3, POOL), strict=True):
+        shown = [scene for scene in haystack.scenes for _ in range(scene.num_frames)]
+        needles = {shown[frame].seed for frame in prediction.keyframes} & {n.seed for n in haystack.question.needles}
+        assert prediction.needle_recall == len(needles) / len(haystack.question.needles)
+        assert prediction.tokens == 16 * len(prediction.keyframes) + 1
+        assert (prediction.question, prediction.answer) == (haystack.question.text, haystack.question.answer)
+    assert np.mean([p.needle_recall for p in predictions]) == pytest.approx(recall, abs=0.06)
+
+
+def test_answers_are_scored(seeing: Examiner) -> None:
+    predictions = list(seeing.predictions(Cell(100, 0, "attribute", questions=16)))
+    assert [p.correct for p in predictions] == [p.answer == "red" for p in predictions]
+    assert sum(p.correct for p in predictions) == 2  # answers are balanced, and there are eight colors
+    assert {p.prediction for p in predictions} == {" Red\n"}
+
+
+def test_features_are_made_once_and_needles_forgotten(examiner: Examiner, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[Scene] = []
+    encode = niah.encode_scenes
+
+    def watched(encoder, scenes):
+        encoded.extend(scenes)
+        return encode(encoder, scenes)
+
+    monkeypatch.setattr(niah, "encode_scenes", watched)
+    features = niah.SceneFeatures(examiner.model.selector, pool_scenes(POOL))
+    needles = sample_questions("two needles", 1, 0)[0].needles
+    hay = pool_scenes(POOL)[:3]
+    features.encode([*hay, *needles, *hay])
+    features.encode(hay)
+    features.encode([hay[0], needles[0]])
+    assert encoded == [*hay, *needles, needles[0]]
+    embeds, patches = features.of([needles[0], hay[0], needles[0]])
+    expected = encode(examiner.model.selector, [needles[0], hay[0], needles[0]])
+    torch.testing.assert_close(embeds, expected[0])
+    assert patches.dtype == torch.float16
+    torch.testing.assert_close(patches, expected[1].half(), rtol=0, atol=1e-2)
+    with pytest.raises(KeyError):
+        features.of([needles[1]])
+
+
+def test_another_models_encoder_is_refused(examiner: Examiner) -> None:
+    torch.manual_seed(0)
+    other = ViLaMPForConditionalGeneration(ViLaMPConfig.tiny())
+    with pytest.raises(ValueError, match="needs TinyWorld's encoder, the model has a clip; try cases"):
+        Examiner(other, examiner.processor, pool=POOL)
+    two = ViLaMPForConditionalGeneration(ViLaMPConfig.miniature())
+    with pytest.raises(ValueError, match=r"vision_tower and selector\.vision must be the same"):
+        Examiner(two, examiner.processor, pool=POOL)
+
+
+# --- Many cells ------------------------------------------------------------------------------------------------------
+
+CELLS = grid([100], [0, 1], ["attribute", "roll call"], questions=3)
+
+
+@pytest.fixture(scope="module")
+def finished(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Path]:
+    """An uninterrupted run in one process."""
+    folder = tmp_path_factory.mktemp("results") / "cells"
+    return evaluate_cells(miniature, CELLS, seed=3, pool=POOL, out=folder), folder
+
+
+def copied(source: Path, target: Path) -> Path:
+    target.mkdir()
+    for file in source.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+def predictions_of(evaluation: Evaluation) -> list:
+    return [result.predictions for result in evaluation.results]
+
+
+def test_the_json_form(finished: tuple[Evaluation, Path], miniature: Path) -> None:
+    evaluation, folder = finished
+    about = json.loads(json.dumps(evaluation.as_json()))
+    assert set(about) == {"cells", "mean", "stamp"}
+    assert about["mean"] == np.mean([cell["accuracy"] for cell in about["cells"]])
+    for cell, result, asked in zip(about["cells"], evaluation.results, CELLS, strict=True):
+        correct = sum(prediction.correct for prediction in result.predictions)
+        low, high = wilson_interval(correct, 3)
+        scores = {"correct": correct, "accuracy": correct / 3, "low": low, "high": high}
+        assert cell == asdict(asked) | scores
+        assert list(cell)[:6] == ["frames", "depth", "family", "selector", "merger", "questions"]
+        kept = json.loads((folder / asked.file_name).read_text())
+        assert set(kept) == {"cell", "settings", "predictions", "stamp"}
+        assert kept["cell"] == cell
+        assert kept["predictions"] == [asdict(prediction) for prediction in result.predictions]
+        assert kept["stamp"] == about["stamp"]
+    assert about["stamp"]["model"] == str(miniature)
+    assert (about["stamp"]["seed"], about["stamp"]["pool"]) == (3, POOL)
+    assert about["stamp"]["versions"]["torch"] == torch.__version__
+    assert {file.name for file in folder.iterdir()} == {
+        "100_0_attribute_dks_dfm.json",
+        "100_1_attribute_dks_dfm.json",
+        "100_0_roll-call_dks_dfm.json",
+        "100_1_roll-call_dks_dfm.json",
+    }
+
+
+def test_two_processes_give_the_same(finished: tuple[Evaluation, Path], miniature: Path, tmp_path: Path) -> None:
+    evaluation, folder = finished
+    again = evaluate_cells(miniature, CELLS, seed=3, pool=POOL, processes=2, out=tmp_path)
+    assert again.as_json() == evaluation.as_json()
+    assert predictions_of(again) == predictions_of(evaluation)
+    for file in folder.iterdir():
+        assert (tmp_path / file.name).read_text() == file.read_text()
+
+
+def test_only_what_is_missing_is_run(
+    finished: tuple[Evaluation, Path], miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation, folder = finished
+    out = copied(folder, tmp_path / "copy")
+    (out / CELLS[2].file_name).unlink()
+    (out / CELLS[2].file_name).with_suffix(".123").write_text('{"cell": {')  # what a kill while writing leaves
+    asked: list[Cell] = []
+    predictions = Examiner.predictions
+    monkeypatch.setattr(Examiner, "predictions", lambda self, cell: asked.append(cell) or predictions(self, cell))
+    again = evaluate_cells(miniature, CELLS, seed=3, pool=POOL, out=out)
+    assert asked == [CELLS[2]]
+    assert predictions_of(again) == predictions_of(evaluation)
+    # With nothing to do not even the model is loaded.
+    monkeypatch.setattr(niah, "load_checkpoint", None)
+    assert evaluate_cells(miniature, CELLS[::-1], seed=3, pool=POOL, out=out).results == again.results[::-1]
+
+
+def test_an_interrupted_run_goes_on(
+    finished: tuple[Evaluation, Path], miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate, calls = niah._generate, []
+
+    def interrupted(*arguments) -> str:
+        calls.append(arguments)
+        if len(calls) == 5:  # in the middle of the second cell
+            raise KeyboardInterrupt
+        return generate(*arguments)
+
+    monkeypatch.setattr(niah, "_generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_cells(miniature, CELLS, seed=3, pool=POOL, out=tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [CELLS[0].file_name]
+    again = evaluate_cells(miniature, CELLS, seed=3, pool=POOL, out=tmp_path)
+    assert len(calls) == 5 + 9
+    assert predictions_of(again) == predictions_of(finished[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 4}, "is of another evaluation (seed 3, not 4); delete it, or choose another folder"),
+        ({"pool": 61}, "(pool 60, not 61)"),
+        ({"changes": {"max_keyframes": 2}}, "(changes {}, not {'max_keyframes': 2})"),
+        ({"cells": grid([100], [0], ["attribute"], questions=2)}, "(questions 3, not 2)"),
+    ],
+)
+def test_other_settings_are_refused(
+    change: dict, message: str, finished: tuple[Evaluation, Path], miniature: Path
+) -> None:
+    settings = {"cells": CELLS, "seed": 3, "pool": POOL, "out": finished[1]} | change
+    with pytest.raises(ValueError, match="100_0_attribute_dks_dfm") as refused:
+        evaluate_cells(miniature, **settings)
+    assert message in str(refused.value)
+
+
+def test_another_model_and_damaged_files_are_refused(
+    finished: tuple[Evaluation, Path], miniature: Path, tmp_path: Path
+) -> None:
+    other = copied_model(miniature, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"of another evaluation \(weights "):
+        evaluate_cells(other, CELLS, seed=3, pool=POOL, out=finished[1])
+    out = copied(finished[1], tmp_path / "damaged")
+    (out / CELLS[1].file_name).write_text("{")
+    with pytest.raises(ValueError, match=r"is not a result \(.*\); delete it, or choose another folder"):
+        evaluate_cells(miniature, CELLS, seed=3, pool=POOL, out=out)
+
+
+def copied_model(source: Path, target: Path) -> Path:
+    """The same model with one number in its configuration changed."""
+    target.mkdir()
+    for file in source.iterdir():
+        (target / file.name).symlink_to(file)
+    (target / "config.json").unlink()
+    config = json.loads((source / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | {"similarity_threshold": 0.8}))
+    return target
+
+
+def test_changes_and_mergers_reach_the_model(miniature: Path) -> None:
+    cells = grid([100], [0.5], ["attribute"], ["uniform"], ["dfm", "drop", "qformer"], questions=1)
+    results = evaluate_cells(miniature, cells, pool=POOL, changes={"max_keyframes": 2}).results
+    assert [result.predictions[0].tokens for result in results] == [2 * 16 + 98 + 1, 2 * 16 + 1, 2 * 16 + 98 + 1]
+    assert all(len(result.predictions[0].keyframes) == 2 for result in results)
+
+
+def test_a_qformer_is_needed(miniature: Path, tmp_path: Path) -> None:
+    other = copied_model(miniature, tmp_path / "other")
+    (other / "qformer").unlink()
+    cells = [Cell(100, 0.5, "attribute", merger="qformer", questions=1)]
+    with pytest.raises(ValueError, match=r"the merger 'qformer' needs .*/qformer/model.safetensors"):
+        evaluate_cells(other, cells, pool=POOL)
+    (other / "qformer").mkdir()
+    save_file(QFormerMerger(64, 96).state_dict(), other / "qformer" / "model.safetensors")
+    with pytest.raises(ValueError, match="does not fit the model"):
+        evaluate_cells(other, cells, pool=POOL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"cells": [Cell(20, 0.5, "roll call")]},
+            r"frames must be at least \d+ to hold the needles of a roll call, got 20",
+        ),
+        ({"cells": []}, "cells must be different ones, at least one, got 0"),
+        ({"cells": CELLS[:1] * 2}, "cells must be different ones"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, got int -1"),
+        ({"processes": 0}, "processes must be an integer of at least 1"),
+        ({"changes": {"max_keyframe": 2}}, "has no field max_keyframe"),
+        ({"model": "nowhere"}, "nowhere is not a checkpoint"),
+    ],
+)
+def test_bad_settings(arguments: dict, message: str, miniature: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate_cells(**{"model": miniature, "cells": CELLS, "pool": POOL} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"frames": 0}, "frames must be an integer of at least 1"),
+        ({"depth": 1.5}, "depth must lie from 0 to 1, got 1.5"),
+        ({"family": "riddle"}, "family must be one of 'attribute'"),
+        ({"selector": "luck"}, "selector must be one of 'dks'"),
+        ({"merger": "glue"}, "merger must be one of 'dfm'"),
+        ({"questions": 0}, "questions must be an integer of at least 1"),
+    ],
+)
+def test_bad_cells(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(CELLS[0], **change)
+
+
+# --- A user's own footage --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A haystack of 20 numbered frames and a needle of 5 smaller ones, both one frame per second."""
+    folder = tmp_path_factory.mktemp("footage")
+    write_video(folder / "hay.mp4", 20, rate=1)
+    write_video(folder / "needle.mp4", 5, rate=1, size=(64, 96))
+    return folder
+
+
+def make_case(footage: Path, **changes: object) -> Case:
+    case = Case(footage / "hay.mp4", footage / "needle.mp4", 0.5, "what color is the star?", ("red", "blue"), "blue")
+    return replace(case, **changes)
+
+
+@pytest.mark.parametrize(("depth", "place"), [(0, 0), (0.3, 6), (0.5, 10), (1, 20)])
+@pytest.mark.parametrize("batch_size", [1, 5, 8, 64])
+def test_a_splice_holds_the_needle_at_its_depth(depth: float, place: int, batch_size: int, footage: Path) -> None:
+    splice = Splice.of(make_case(footage, depth=depth), fps=1)
+    assert (splice.place, splice.needle_frames, splice.num_frames) == (place, 5, 25)
+    shown = []
+    for frames in splice.batches(batch_size):
+        assert 0 < len(frames) <= batch_size
+        shown += [(number, frames.shape[1]) for number in read_numbers(frames)]
+    hay, needle = [(number, 128) for number in range(20)], [(number, 64) for number in range(5)]
+    assert shown == [*hay[:place], *needle, *hay[place:]]
+
+
+def test_a_splices_frames_one_by_one(footage: Path) -> None:
+    splice = Splice.of(make_case(footage), fps=0.5)
+    together = [frame for frames in splice.batches() for frame in frames]
+    assert len(together) == splice.num_frames == 10 + 3
+    for number, frame in enumerate(together):
+        assert np.array_equal(splice.frame(number)[0], frame)
+
+
+@pytest.mark.parametrize("depth", [0, 0.5])
+def test_a_splice_is_encoded_like_its_frames(depth: float, footage: Path, examiner: Examiner) -> None:
+    model, processor = examiner.model, examiner.processor
+    splice = Splice.of(make_case(footage, depth=depth), fps=1)
+    pixels = torch.cat([processor.vision_pixels(frames) for frames in splice.batches()])
+    ahead = []
+    for question in ("what color is the star?", "which two are with the moon?"):
+        with torch.no_grad():
+            query = model.embed_query(**processor.selector_query([question]))[0]
+            expected = model.encode_frames(pixels, pixels, query)
+        sequence = encode_splice(model, splice, question, processor)
+        torch.testing.assert_close(sequence.embeds, expected.embeds, rtol=0, atol=1e-5)
+        assert torch.equal(sequence.keyframes, expected.keyframes)
+        ahead += model.early_references(25, expected.keyframes)
+    assert ahead  # a keyframe was read ahead
+
+
+def test_cases_are_answered_and_kept(miniature: Path, footage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [
+        {"haystack": "hay.mp4", "needle": "needle.mp4", "depth": 0.5, "question": "which?"}
+        | {"options": ["a cat", "a dog"], "answer": "a dog"},
+        {"haystack": "hay.mp4", "needle": "needle.mp4", "depth": 1, "question": "and what?"}
+        | {"options": [], "answer": "A star."},
+    ]
+    (footage / "cases.json").write_text(json.dumps(records))
+    cases = load_cases(footage / "cases.json")
+    assert (
+        cases[0].prompt
+        == "which?\nA. a cat\nB. a dog\nAnswer with the option's letter from the given choices directly."
+    )
+    assert cases[1].prompt == "and what?"
+    prompts: list[str] = []
+
+    def say(model, processor, prompt, sequence, max_new_tokens) -> str:
+        prompts.append(prompt)
+        return "B." if "B. a dog" in prompt else "a moon"
+
+    monkeypatch.setattr(niah, "_generate", say)
+    out = footage / "out"
+    result = evaluate_cases(miniature, cases, out=out)
+    assert prompts == [case.prompt for case in cases]
+    low, high = wilson_interval(1, 2)
+    scores = {"questions": 2, "correct": 1, "accuracy": 0.5, "low": low, "high": high}
+    assert {name: result[name] for name in scores} == scores
+    assert [p["correct"] for p in result["predictions"]] == [True, False]
+    assert [p["tokens"] for p in result["predictions"]] == [4 * 16 + 21 + 1] * 2
+    places = [range(10, 15), range(20, 25)]
+    for prediction, needle in zip(result["predictions"], places, strict=True):
+        assert prediction["needle_recall"] == any(frame in needle for frame in prediction["keyframes"])
+    # Again: nothing is answered, and another case is refused.
+    assert evaluate_cases(miniature, cases, out=out) == result
+    assert len(prompts) == 2
+    with pytest.raises(ValueError, match=r"case_1.json is of another evaluation \(depth 1, not 0\)"):
+        evaluate_cases(miniature, [cases[0], replace(cases[1], depth=0)], out=out)
+
+
+def test_a_real_answer_to_a_case(miniature: Path, footage: Path, examiner: Examiner) -> None:
+    case = make_case(footage)
+    (prediction,) = evaluate_cases(miniature, [case])["predictions"]
+    sequence = encode_splice(examiner.model, Splice.of(case, 1), case.question, examiner.processor)
+    prompt = examiner.processor.prompts([case.prompt])
+    tokens = examiner.model.generate(**prompt, video_embeds=[sequence.embeds], max_new_tokens=32, do_sample=False)
+    assert prediction["prediction"] == examiner.processor.batch_decode(tokens)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depth": 2}, "case 0: depth must lie from 0 to 1, got 2"),
+        ({"depth": "0.5"}, "case 0: depth must be a finite number, got str '0.5'"),
+        ({"haystack": "none.mp4"}, "case 0: haystack: there is no file .*none.mp4"),
+        ({"needle": 3}, "case 0: "),
+        ({"question": " "}, "case 0: question must be a non-empty string"),
+        ({"options": "ab"}, "case 0: options must be a list of strings"),
+        ({"options": ["a", "a"]}, "case 0: options must be at most 26 different ones"),
+        ({"answer": "c"}, "case 0: answer must be one of the options a, b, got 'c'"),
+        ({"hint": "x"}, "case 0: must have exactly the fields answer, depth, haystack, needle, options, question"),
+    ],
+)
+def test_bad_cases(change: dict, message: str, footage: Path, tmp_path: Path) -> None:
+    videos = {name: str(footage / f"{file}.mp4") for name, file in {"haystack": "hay", "needle": "needle"}.items()}
+    record = {"depth": 0.5, "question": "which?", "options": ["a", "b"], "answer": "a"} | videos
+    (tmp_path / "cases.json").write_text(json.dumps([record]))
+    assert len(load_cases(tmp_path / "cases.json")) == 1
+    (tmp_path / "cases.json").write_text(json.dumps([record | change]))
+    with pytest.raises(ValueError, match=message):
+        load_cases(tmp_path / "cases.json")
+
+
+def test_bad_case_files(miniature: Path, footage: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"can't read .*none\.json as a list of cases"):
+        load_cases(tmp_path / "none.json")
+    (tmp_path / "empty.json").write_text("[]")
+    with pytest.raises(ValueError, match="must hold a list of cases, got list"):
+        load_cases(tmp_path / "empty.json")
+    with pytest.raises(ValueError, match="cases must be at least one"):
+        evaluate_cases(miniature, [])
+
+
+# --- The command -----------------------------------------------------------------------------------------------------
+
+Vilamp = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def vilamp() -> Vilamp:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        done = CliRunner().invoke(cli.app, ["evaluate", "niah", *map(str, arguments)])
+        return done.exit_code, done.stdout, done.stderr
+
+    return run
+
+
+def test_the_command(finished: tuple[Evaluation, Path], miniature: Path, vilamp: Vilamp, tmp_path: Path) -> None:
+    options = ("--model", miniature, "--frames", "100,120", "--depths", "0.5", "--questions", 1, "--out", tmp_path)
+    code, out, err = vilamp(*options, "--families", "attribute, roll call", "--seed", 3, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    cells = grid([100, 120], [0.5], ["attribute", "roll call"], questions=1)
+    assert result == evaluate_cells(miniature, cells, seed=3, out=tmp_path).as_json()
+    code, out, err = vilamp(*options, "--families", "attribute, roll call", "--seed", 3)
+    assert code == 0, err
+    for text in ("mean accuracy 0.000", "roll call", "dks + dfm", "0/1", "0.000 (0.00–0.79)"):
+        assert text in " ".join(out.split())
+
+
+def test_the_command_answers_cases(miniature: Path, footage: Path, vilamp: Vilamp) -> None:
+    record = {"haystack": "hay.mp4", "needle": "needle.mp4", "depth": 0.5, "question": "which?"}
+    (footage / "mine.json").write_text(json.dumps([record | {"options": ["a [red] cat", "a dog"], "answer": "a dog"}]))
+    code, out, err = vilamp("--model", miniature, "--cases", footage / "mine.json", "--json")
+    assert code == 0, err
+    assert json.loads(out)["questions"] == 1
+    code, out, err = vilamp("--model", miniature, "--cases", footage / "mine.json")
+    assert code == 0, err
+    assert "which?" in out
+    assert "a dog" in out
+
+
+def test_the_commands_families_are_all_there_are() -> None:
+    assert inspect.signature(cli.niah).parameters["families"].default == ",".join(FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--frames", "many"], "--frames must be numbers with commas between them, got 'many'"),
+        (["--frames", "64,64"], "frames must be different values"),
+        (["--depths", "2"], "depth must lie from 0 to 1"),
+        (["--families", "riddle"], "family must be one of"),
+        (["--selector", "luck"], "selector must be one of"),
+        (["--cases", "x.json", "--frames", "64", "--seed", "1"], "questions and haystacks: leave out --frames, --seed"),
+        (["--cases", "x.json"], "can't read x.json as a list of cases"),
+        (["--model", "nowhere"], "nowhere is not a checkpoint"),
+    ],
+)
+def test_the_command_refuses(arguments: list[str], message: str, vilamp: Vilamp) -> None:
+    code, out, err = vilamp(*arguments)
+    assert (code, out) == (2, "")
+    (line,) = err.strip().splitlines()
+    assert line.startswith("vilamp: ")
+    assert message in line

@@ -1,0 +1,124 @@
+"""What answers are worth: right or wrong, how sure a share is, and whether one variant really beats another."""
+
+import math
+import re
+import string
+from collections.abc import Sequence
+
+from scipy.stats import binomtest, norm
+
+from vilamp_lite.checks import describe, finite_number, positive_int
+
+_LETTER = re.compile(r"\W*([a-z])(?:\W*|[).:]\s.*)", re.DOTALL)
+
+
+def answers_match(prediction: str, answer: str) -> bool:
+    """Tell whether two answers are the same but for case, spaces, and quotes or punctuation around them."""
+    return _normalised(prediction) == _normalised(answer)
+
+
+def option_matches(prediction: str, options: Sequence[str], answer: str) -> bool:
+    """Tell whether a prediction chooses the right one of lettered options, by its letter ("B", "(b) cat") or its words.
+
+    Args:
+        prediction: what was said.
+        options: A, B, C, … in this order.
+        answer: the right one of them.
+
+    Raises:
+        ValueError: the answer is not among the options.
+    """
+    if answer not in options:
+        raise ValueError(f"answer must be one of the options {', '.join(options)}, got {answer!r}")
+    if answers_match(prediction, answer):
+        return True
+    letter = _LETTER.fullmatch(prediction.strip().casefold())
+    return letter is not None and letter[1] == string.ascii_lowercase[options.index(answer)]
+
+
+def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Bound a share: Wilson's score interval, which stays sensible near 0 and 1 and for few questions.
+
+    Args:
+        correct: of `total`.
+        total: independent questions.
+        confidence: how often such an interval holds the true share.
+
+    Returns:
+        low and high.
+
+    Raises:
+        ValueError: no questions, more correct ones than there are, or a confidence outside 0 to 1.
+    """
+    _check_confidence(confidence)
+    if not 0 <= correct <= positive_int("total", total):
+        raise ValueError(f"correct must lie from 0 to total = {total}, got {correct}")
+    interval = binomtest(int(correct), int(total)).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def paired_sign_test(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """Test whether two variants differ on the same questions: the exact two-sided sign test (exact McNemar test).
+
+    Only questions that one gets right and the other wrong count; without a difference each is a fair coin.
+
+    Args:
+        first: right or wrong, a question each.
+        second: likewise for the other variant, in the same order.
+
+    Returns:
+        p; 1 when they never disagree.
+
+    Raises:
+        ValueError: no questions, or not the same number.
+    """
+    wins, losses = _disagreements(first, second)
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+
+
+def paired_difference_interval(
+    first: Sequence[bool], second: Sequence[bool], confidence: float = 0.95
+) -> tuple[float, float]:
+    """Bound the accuracy of `first` minus that of `second` on the same questions.
+
+    Bonett and Price's (2012) adjusted Wald interval: one question is added to each of the two kinds of disagreement.
+    Fagerland, Lydersen and Laake (2014) recommend it for paired shares. Its middle is drawn towards 0 a little.
+
+    Args:
+        first: right or wrong, a question each.
+        second: likewise for the other variant, in the same order.
+        confidence: how often such an interval holds the true difference.
+
+    Returns:
+        low and high, from −1 to 1.
+
+    Raises:
+        ValueError: no questions, not the same number, or a confidence outside 0 to 1.
+    """
+    _check_confidence(confidence)
+    wins, losses = ((count + 1) / (len(first) + 2) for count in _disagreements(first, second))
+    middle = wins - losses
+    half = norm.ppf((1 + confidence) / 2) * math.sqrt((wins + losses - middle**2) / (len(first) + 2))
+    return float(max(middle - half, -1)), float(min(middle + half, 1))
+
+
+def _normalised(answer: str) -> str:
+    return " ".join(answer.casefold().split()).strip(string.punctuation + string.whitespace)
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < finite_number("confidence", confidence) < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+
+
+def _disagreements(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int]:
+    """How many questions only the first gets right, and only the second."""
+    if len(first) != len(second) or not len(first):
+        raise ValueError(f"first and second must be of the same questions, got {len(first)} and {len(second)}")
+    wins = losses = 0
+    for one, other in zip(first, second, strict=True):
+        for value in (one, other):
+            if value not in (0, 1):
+                raise ValueError(f"first and second must say right or wrong, got {describe(value)}")
+        wins, losses = wins + (one > other), losses + (other > one)
+    return int(wins), int(losses)
