@@ -9,7 +9,7 @@ NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: run test notebooks figures lint bench data clean
+.PHONY: run test notebooks figures studies lint bench data clean
 
 run: $(STAMP)  ## every notebook on the bundled data; executed copies, HTML and figures in runs/
 	$(BIN)/python -m vilamp_lite.reproduce
@@ -25,6 +25,9 @@ notebooks: $(STAMP)  ## run the notebooks in place and store their outputs
 figures: $(STAMP)  ## make the committed figures/ again
 	$(BIN)/vilamp keyframes data/photo_tour.mp4 "a cup of coffee on a wooden table" --encoder conse --max-keyframes 8 \
 		--strip figures/film_strip.png
+
+studies: $(STAMP)  ## the recorded full studies of notebooks 07 and 08, in figures/results; goes on where it was stopped
+	$(BIN)/python -m vilamp_lite.evaluation.studies --processes 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

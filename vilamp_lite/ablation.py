@@ -62,6 +62,7 @@ def mixed_tokens(
         ValueError: an unknown merger, "qformer" without one, or as `preceding_keyframe`.
     """
     choice("merger", merger, MERGER_NAMES)
+    reference_of = model.reference_frames(len(patches), keyframes)
     is_keyframe = torch.zeros(len(patches), dtype=torch.bool).index_fill_(0, keyframes, True)
     chosen, others = is_keyframe.nonzero()[:, 0], (~is_keyframe).nonzero()[:, 0]
     if merger == "drop":
@@ -70,7 +71,6 @@ def mixed_tokens(
     merged = key_tokens.new_zeros(0, key_tokens.shape[1])
     if len(others):
         merge = _merge_function(model, query_embed.to(patches.dtype), merger, qformer)
-        reference_of = model.reference_frames(len(patches), keyframes)
         features = model.mergeable(patches)
         merged = torch.cat(
             [merge(features[part], features[reference_of[part]]) for part in others.split(_FRAMES_AT_ONCE)]

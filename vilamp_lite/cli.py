@@ -386,6 +386,9 @@ def train(
     processes: Annotated[int, typer.Option(min=1, help="Share each batch, with one thread each.")] = 1,
     mixed_precision: Annotated[Precision, typer.Option(help="bf16 on a GPU that has it.")] = Precision.NO,
     study: Annotated[str, typer.Option(help="miniature: full, or what is changed or left out.")] = "full",
+    encoder: Annotated[
+        Path | None, typer.Option(help="miniature: take this encoder, skip its stage.", show_default=False)
+    ] = None,
     model: Annotated[
         Path | None, typer.Option(help="paper: a ViLaMP or LLaVA-OneVision checkpoint.", show_default=False)
     ] = None,
@@ -410,7 +413,7 @@ def train(
             for name in context.params
             if context.get_parameter_source(name).name != "DEFAULT" and context.params[name] is not None
         ]
-        own = ["--study"] if preset is Preset.PAPER else _PAPER_OPTIONS
+        own = ["--study", "--encoder"] if preset is Preset.PAPER else _PAPER_OPTIONS
         if foreign := sorted(set(given) & set(own)):
             raise ValueError(f"--preset {preset.value} has no {', '.join(foreign)}")
         if preset is Preset.PAPER and (model is None or data is None):
@@ -420,7 +423,7 @@ def train(
         if preset is Preset.MINIATURE:
             from vilamp_lite.miniature import train_miniature
 
-            saved = train_miniature(out, seed, study, mixed_precision=mixed_precision)
+            saved = train_miniature(out, seed, study, encoder=encoder, mixed_precision=mixed_precision)
         else:
             import torch
 

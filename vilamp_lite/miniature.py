@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from transformers import SiglipImageProcessorPil
@@ -159,6 +160,15 @@ class Examples:
             [np.flatnonzero(pair & (by_shape[:, one] == 1) & (by_shape[:, other] == 1)) for other in range(len(SHAPES))]
             for one in range(len(SHAPES))
         ]
+        shapes = range(len(SHAPES))
+        singles = [pool for pools in self.single for pool in pools]
+        pairs = [self.pairs[one][other] for one in shapes for other in shapes if one != other]
+        for pool in (*self.without, *singles, *pairs):
+            if bank.lengths[pool].max(initial=0) < 2 * SCENE_FRAMES[0]:
+                raise ValueError(
+                    f"{bank.num_random} random scenes and {len(bank.scenes) - bank.num_random} pairs can't serve every "
+                    "question: take a larger bank"
+                )
 
     def draw(self, random: np.random.Generator, family: str, num_frames: int) -> Example:
         """Draw a question of a family, and a video of `num_frames` frames in which its needles are hidden."""
@@ -205,7 +215,7 @@ class Examples:
 
 
 def questions_about(shown: np.ndarray, random: np.random.Generator, count: int) -> list[tuple[str, str]]:
-    """Draw questions that a few keyframes of different scenes answer, with their answers.
+    """Draw questions that a few frames of different scenes answer, with their answers.
 
     Args:
         shown: [F, 10, 8], how many things of each shape and color each frame shows.
@@ -219,11 +229,14 @@ def questions_about(shown: np.ndarray, random: np.random.Generator, count: int) 
         frames = np.flatnonzero(by_shape[:, shape])
         if not len(frames) or by_shape[frames, shape].max() > 1:
             continue
-        colors = [int(shown[frame, shape].argmax()) for frame in frames]
-        if len(frames) == 1:
-            found.append(("attribute", name, _COLORS[colors[0]]))
-        elif len(frames) == 2 and colors[0] != colors[1]:
-            found.append(("two needles", name, " and ".join(_COLORS[color] for color in sorted(colors))))
+        has = shown[:, shape].any(axis=0)
+        seen = [color for color, there in zip(_COLORS, has, strict=True) if there]
+        if len(seen) == 1:
+            found.append(("attribute", name, seen[0]))
+        elif len(seen) == 2:
+            found.append(("two needles", name, " and ".join(seen)))
+        elif len(seen) == len(_COLORS) - 1:
+            found.append(("roll call", name, _COLORS[int(has.argmin())]))
         if (size[frames] == 2).all():
             others = sorted(
                 int(other) for frame in frames for other in np.flatnonzero(by_shape[frame]) if other != shape
@@ -232,7 +245,9 @@ def questions_about(shown: np.ndarray, random: np.random.Generator, count: int) 
                 found.append(("companion", name, SHAPES[others[0]]))
             elif len(others) == 2 and others[0] != others[1]:
                 found.append(("two companions", name, f"{SHAPES[others[0]]} and {SHAPES[others[1]]}"))
-    chosen = random.permutation(len(found))[:count]
+    # There are many more questions about one color than about anything else: these come last.
+    chosen = sorted(random.permutation(len(found)), key=lambda number: found[number][0] == "attribute")[:count]
+    random.shuffle(chosen)
     return [(FAMILIES[found[i][0]].text.format(shape=found[i][1]), found[i][2]) for i in chosen]
 
 
@@ -321,7 +336,7 @@ MOST_KEYFRAMES = 5  # in the alignment stage
 
 
 class AlignmentTask(MiniatureTask):
-    """Stage 2: connector and language model learn to read keyframes.
+    """Stage 2: connectors and language model learn to read keyframes, and single patches as a perfect merge gives them.
 
     Beside the answers a label is learned: a projected patch names its thing's shape and color.
     """
@@ -329,9 +344,9 @@ class AlignmentTask(MiniatureTask):
     naming_weight = 0.3
 
     def __init__(self, model: ViLaMPForConditionalGeneration, examples: Examples) -> None:
-        """Make connector, keyframe block and language model trainable."""
+        """Make connectors, keyframe block and language model trainable."""
         super().__init__(model, examples)
-        for part in (model.keyframe_connector, model.keyframe_block, model.language_model):
+        for part in (model.keyframe_connector, model.merged_connector, model.keyframe_block, model.language_model):
             if part is not None:
                 part.requires_grad_(True)
         if model.video_newline is not None:
@@ -340,31 +355,64 @@ class AlignmentTask(MiniatureTask):
         self.shape_words, self.color_words = words(list(SHAPES)), words(list(_COLORS))
 
     def forward(self, random: np.random.Generator, batch_size: int, progress: float) -> tuple[torch.Tensor, float]:
-        """Ask up to eight questions about some keyframes, one at first; half of the videos have two pairs of a kind."""
-        bank = self.examples.bank
+        """Ask up to eight questions about one keyframe or more, single patches, or both."""
         most = 1 + round((MOST_KEYFRAMES - 1) * min(max((progress - 0.35) / 0.35, 0), 1))
         count = int(random.integers(1, most + 1))
         conversations, videos, naming = [], [], 0.0
         while len(videos) < batch_size:
-            scenes = self._scenes(random, count)
-            turns = questions_about(self.examples.shown[scenes], random, 8)
+            kind = random.random()
+            scenes = self._scenes(random, count if kind < 0.75 else 0)
+            single = self._single_patches(random, progress) if kind > 0.5 else np.zeros((0, 2), int)
+            shown = np.concatenate([self.examples.shown[scenes], self._shown_alone(single)])
+            turns = questions_about(shown, random, 8)
             if not turns:
                 continue
-            frames = bank.first_frame[scenes] + random.integers(0, bank.lengths[scenes])
-            patches = self.patches(frames)
-            tokens = self.model.keyframe_connector(patches)
-            naming = naming + self._naming_loss(tokens, self.examples.cells[scenes])
-            videos.append(self._video(patches))
+            video, own_naming = self._video(random, scenes, single)
+            videos.append(video)
+            naming = naming + own_naming
             conversations.append(self.conversation(turns))
         loss, accuracy = self.answer_loss(conversations, videos)
         return loss + self.naming_weight * naming / batch_size, accuracy
 
-    def _video(self, patches: torch.Tensor) -> MixedPrecisionSequence:
-        """A video of keyframes only."""
-        frames = torch.arange(len(patches))
-        tokens = self.model.keyframe_tokens(patches)
-        every = torch.ones(len(patches), dtype=torch.bool)
-        return self.model.sequence(tokens, every, frames.repeat_interleave(patches.shape[1]))
+    def _single_patches(self, random: np.random.Generator, progress: float) -> np.ndarray:
+        """Scenes and cells [n, 2] of things, a patch each; later also of roll calls for one to three shapes."""
+        examples = self.examples
+        chosen = []
+        if random.random() < progress:
+            for shape in random.permutation(len(SHAPES))[: random.integers(1, 4)]:
+                for color in random.permutation(8)[1:]:
+                    for scene in random.choice(examples.single[shape][color], random.integers(2, 4)):
+                        chosen.append((scene, int((examples.cells[scene, :, 0] == shape).argmax())))
+        for scene in random.integers(0, len(examples.cells), random.integers(1, 13)):
+            chosen.append((scene, random.choice(np.flatnonzero(examples.cells[scene, :, 0] >= 0))))
+        return np.array(chosen, int)
+
+    def _shown_alone(self, single: np.ndarray) -> np.ndarray:
+        """What single patches [n, 2] show, as frames of one thing each: [n, 10, 8]."""
+        shown = np.zeros((len(single), len(SHAPES), len(_COLORS)), np.int8)
+        shape, color = self.examples.cells[single[:, 0], single[:, 1]].T
+        shown[np.arange(len(single)), shape, color] = 1
+        return shown
+
+    def _video(
+        self, random: np.random.Generator, scenes: np.ndarray, single: np.ndarray
+    ) -> tuple[MixedPrecisionSequence, torch.Tensor]:
+        """A video of keyframes and single patches in random order, and how badly its tokens name their things."""
+        model, bank, cells = self.model, self.examples.bank, self.examples.cells
+        every = np.concatenate([scenes, single[:, 0]])
+        patches = self.patches(bank.first_frame[every] + random.integers(0, bank.lengths[every]))
+        keyframes, alone = patches[: len(scenes)], patches[torch.arange(len(scenes), len(every)), single[:, 1]]
+        projected, merged = model.keyframe_connector(keyframes), model.merged_connector(alone)
+        naming = self._naming_loss(
+            torch.cat([projected.flatten(0, 1), merged]),
+            np.concatenate([cells[scenes].reshape(-1, 2), cells[single[:, 0], single[:, 1]]]),
+        )
+        place = torch.from_numpy(random.permutation(len(every)))
+        frame_of_token = torch.cat([place[: len(scenes)].repeat_interleave(patches.shape[1]), place[len(scenes) :]])
+        order = frame_of_token.argsort(stable=True)
+        is_keyframe = torch.zeros(len(every), dtype=torch.bool).index_fill_(0, place[: len(scenes)], True)
+        tokens = torch.cat([model.keyframe_tokens(keyframes), merged]) if len(scenes) else merged
+        return model.sequence(tokens[order], is_keyframe, frame_of_token[order]), naming
 
     def _scenes(self, random: np.random.Generator, count: int) -> np.ndarray:
         """Scenes for `count` keyframes, of both kinds."""
@@ -381,7 +429,7 @@ class AlignmentTask(MiniatureTask):
         return scenes
 
     def _naming_loss(self, tokens: torch.Tensor, cells: np.ndarray) -> torch.Tensor:
-        """How badly projected patches [F, 16, D] name their things through the word embeddings."""
+        """How badly projected patches [P, D] name what their cells [P, 2] hold through the word embeddings."""
         labels = torch.from_numpy(cells).long().to(tokens.device)
         things = labels[..., 0] >= 0
         words = self.model.get_input_embeddings().weight
@@ -445,7 +493,6 @@ class MixedTask(MiniatureTask):
         """Make everything that reads trainable, and the Q-Former that Table 2 compares with."""
         super().__init__(model, examples)
         self.alignment = AlignmentTask(model, examples)  # makes its own part trainable
-        model.merged_connector.requires_grad_(True)
         model.merger.requires_grad_(train_merger)
         self.qformer = qformer
 
@@ -528,7 +575,7 @@ def miniature_processor(model: ViLaMPForConditionalGeneration) -> ViLaMPProcesso
 CONTRASTIVE = Stage("contrastive", steps=1500, batch_size=128, learning_rate=1e-3)
 ALIGNMENT = Stage("alignment", steps=1200, batch_size=32, learning_rate=3e-3)
 GROUNDING = Stage("grounding", steps=500, batch_size=64, learning_rate=2e-3)
-MIXED = Stage("mixed", steps=1000, batch_size=24, learning_rate=1e-3)
+MIXED = Stage("mixed", steps=800, batch_size=24, learning_rate=1e-3)
 
 
 @dataclass(frozen=True)
@@ -579,7 +626,13 @@ STUDIES = {
 
 
 def train_miniature(
-    folder: Path, seed: int, study: str = "full", recipe: Recipe | None = None, mixed_precision: str = "no"
+    folder: Path,
+    seed: int,
+    study: str = "full",
+    *,
+    recipe: Recipe | None = None,
+    encoder: Path | None = None,
+    mixed_precision: str = "no",
 ) -> Path:
     """Train a miniature from nothing, or from where an earlier call was stopped.
 
@@ -591,21 +644,25 @@ def train_miniature(
         seed: of the reader.
         study: a name in `STUDIES`.
         recipe: of the stages; the miniature's own when left out.
-        mixed_precision: "no", "bf16" or "fp16".
+        encoder: a saved encoder to take, such as data/vilamp-miniature/selector, in place of stage 1.
+        mixed_precision: "no" or "bf16".
 
     Returns:
         The folder of the saved model, folder/STUDY-seedS/model.
 
     Raises:
-        ValueError: an unknown study, or as `run_stage` and `build_bank`.
+        ValueError: an unknown study, an encoder that can't be loaded, or as `run_stage` and `build_bank`.
     """
     recipe = recipe or Recipe()
     changes = STUDIES[choice("study", study, tuple(STUDIES))]
     accelerator = make_accelerator(mixed_precision)
-    encoder = train_encoder(recipe, folder / "encoder", 0, accelerator)
+    if encoder is None:
+        trained = train_encoder(recipe, folder / "encoder", 0, accelerator)
+    else:
+        trained = load_encoder_model(encoder).to(accelerator.device)
     with accelerator.main_process_first():
-        bank = build_bank(encoder, recipe.num_random, recipe.num_pairs, folder / "encoder" / "bank.safetensors")
-    model = assemble(encoder, seed, **changes.config)
+        bank = build_bank(trained, recipe.num_random, recipe.num_pairs, folder / "encoder" / "bank.safetensors")
+    model = assemble(trained, seed, **changes.config)
     own = folder / f"{study}-seed{seed}"
     grounding = recipe.grounding if changes.grounding else None
     qformer = train_reader(model, bank, replace(recipe, grounding=grounding), own, seed, accelerator)
@@ -628,6 +685,20 @@ def train_encoder(recipe: Recipe, folder: Path, seed: int, accelerator: Accelera
     torch.manual_seed(seed)
     encoder = TinyWorldModel(TinyWorldConfig(text_config={"vocab_size": len(vocabulary())})).to(accelerator.device)
     run_stage(recipe.contrastive, ContrastiveTask(encoder), folder / "contrastive", seed, accelerator)
+    return encoder.eval().requires_grad_(False)
+
+
+def load_encoder_model(folder: Path) -> TinyWorldModel:
+    """Load an encoder that was saved.
+
+    Raises:
+        ValueError: the folder holds none.
+    """
+    try:
+        with loading_quietly():
+            encoder = TinyWorldModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"can't load TinyWorld's encoder from {folder} ({error})") from error
     return encoder.eval().requires_grad_(False)
 
 

@@ -138,17 +138,16 @@ class Connector(nn.Sequential):
         )
 
 
-class KeyframeBlock(nn.Module):
-    """Lets a keyframe's patches see each other once, in both directions.
+class KeyframeBlock(nn.TransformerEncoderLayer):
+    """Lets a keyframe's patches [B, M, D] see each other once, in both directions.
 
-    Not in the paper, see `ViLaMPConfig.keyframe_block`. A gate that starts at 0 makes it the identity at first.
+    Not in the paper, see `ViLaMPConfig.keyframe_block`.
     """
 
     def __init__(self, config: ViLaMPConfig) -> None:
         """Build it for the language model's width."""
-        super().__init__()
         text = config.text_config
-        self.layer = nn.TransformerEncoderLayer(
+        super().__init__(
             text.hidden_size,
             text.num_attention_heads,
             2 * text.hidden_size,
@@ -157,11 +156,6 @@ class KeyframeBlock(nn.Module):
             batch_first=True,
             norm_first=True,
         )
-        self.gate = nn.Parameter(torch.zeros(()))
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Change a keyframe's tokens [B, M, D] by what the layer changes, times the gate."""
-        return tokens + self.gate * (self.layer(tokens) - tokens)
 
 
 def differential_merger(config: ViLaMPConfig) -> DifferentialMerger:
@@ -228,8 +222,6 @@ class ViLaMPPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, DifferentialMerger):
             initialization.constant_(module.temperature, self.config.temperature)
-        elif isinstance(module, KeyframeBlock):
-            initialization.zeros_(module.gate)
         elif isinstance(module, ViLaMPForConditionalGeneration) and module.video_newline is not None:
             initialization.normal_(module.video_newline, std=self.config.text_config.hidden_size**-0.5)
 
@@ -267,7 +259,12 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         hidden = config.text_config.hidden_size
         self.video_newline = nn.Parameter(torch.randn(hidden) * hidden**-0.5) if config.video_newline else None
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        if config.attention_log_base and not self._attention_layers():
+        self._attention_scales = [
+            (module, module.scaling)
+            for module in self.language_model.modules()
+            if isinstance(getattr(module, "scaling", None), float)
+        ]
+        if config.attention_log_base and not self._attention_scales:
             raise ValueError(f"attention_log_base can't be used with a {config.text_config.model_type}")
         self.post_init()
 
@@ -708,7 +705,8 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
                 raise ValueError("labels supervise no token: all are -100, or only the first is not")
         needed = torch.cat([kept, supervised]).unique()
         if self.config.attention_log_base:
-            self._scale_attention(length if attention_mask is None else attention_mask.shape[-1])
+            read = 0 if past_key_values is None else past_key_values.get_seq_length()
+            self._scale_attention(read + length)
         output = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -727,15 +725,14 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         cache = getattr(output, "past_key_values", None)  # a recurrent model has another kind
         return ViLaMPOutput(loss, logits, cache, output.hidden_states, getattr(output, "attentions", None))
 
-    def _attention_layers(self) -> list[nn.Module]:
-        """The language model's attention, where its logits have a scale that can be set."""
-        return [module for module in self.language_model.modules() if hasattr(module, "scaling")]
-
     def _scale_attention(self, length: int) -> None:
-        """Sharpen attention over many tokens: logits times log(length) / log(base), see the configuration."""
+        """Sharpen attention over many tokens: logits times log(length) / log(base), see the configuration.
+
+        In a padded batch the longest row decides for all.
+        """
         factor = math.log(max(length, 2)) / math.log(self.config.attention_log_base)
-        for attention in self._attention_layers():
-            attention.scaling = attention.head_dim**-0.5 * factor
+        for attention, scale in self._attention_scales:
+            attention.scaling = scale * factor
 
     @torch.no_grad()
     def generate(self, input_ids: torch.Tensor | None = None, **options: Any) -> torch.Tensor:

@@ -557,3 +557,174 @@ def _arrow(
         axis.text(*middle, shape, ha="center", va="bottom", fontsize=9)
     if note:
         axis.text(*at, note, ha="center", va="center", fontsize=9)
+
+
+Interval = tuple[float, float, float]  # a share, and the low and high end of its interval
+
+
+def needle_heat_maps(accuracy: Mapping[str, np.ndarray], frames: Sequence[int], depths: Sequence[float]) -> Figure:
+    """Show how often needles are found by length of the haystack and depth in it (Fig. 2), a map for each variant.
+
+    Args:
+        accuracy: [depths, frames] from 0 to 1, by variant.
+        frames: lengths N.
+        depths: from 0 to 1, shown in percent.
+    """
+    size = (1.6 + len(accuracy) * (1.2 + 0.75 * len(frames)), 1.4 + 0.5 * len(depths))
+    figure, axes = plt.subplots(1, len(accuracy), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axis, (name, values) in zip(axes.flat, accuracy.items(), strict=True):
+        image = _heat_map(axis, values, [f"{n:,}" for n in frames], [f"{100 * depth:g}" for depth in depths])
+        axis.set(title=name, xlabel="frames in the haystack")
+    axes[0, 0].set_ylabel("depth of the needle (%)")
+    figure.colorbar(image, ax=axes, label="accuracy", shrink=0.9, pad=0.02)
+    return figure
+
+
+def threshold_heat_map(
+    accuracy: np.ndarray, thresholds: Sequence[float], temperatures: Sequence[float], own: tuple[float, float]
+) -> Figure:
+    """Show accuracy over τ and α (Table 6).
+
+    Args:
+        accuracy: [thresholds, temperatures] from 0 to 1.
+        thresholds: values of τ.
+        temperatures: values of α.
+        own: the model's own τ and α, framed if they are among the values.
+    """
+    size = (2.8 + 0.85 * len(temperatures), 1.3 + 0.5 * len(thresholds))
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    image = _heat_map(axis, accuracy, [f"{alpha:.2g}" for alpha in temperatures], [f"{tau:g}" for tau in thresholds])
+    axis.set(xlabel="α, temperature of the merge", ylabel="τ, largest cosine")
+    if own[0] in thresholds and own[1] in temperatures:
+        corner = temperatures.index(own[1]) - 0.5, thresholds.index(own[0]) - 0.5
+        axis.add_patch(plt.Rectangle(corner, 1, 1, fill=False, edgecolor=_ORANGE, linewidth=3, label="as trained"))
+        figure.legend(loc="outside upper right", fontsize=9)
+    figure.colorbar(image, ax=axis, label="accuracy")
+    return figure
+
+
+def _heat_map(axis: Axes, values: np.ndarray, columns: Sequence[str], rows: Sequence[str]) -> plt.cm.ScalarMappable:
+    """Shares from 0 to 1 as colours, each with its number."""
+    image = axis.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    axis.set_xticks(range(len(columns)), columns)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.grid(False)
+    for (row, column), value in np.ndenumerate(values):
+        colour = "black" if value > 0.55 else "white"
+        axis.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
+    return image
+
+
+def variant_dots(
+    accuracy: Mapping[str, Mapping[str, Interval]], chance: Mapping[str, float], highlight: str | None = None
+) -> Figure:
+    """Compare variants with their intervals, one panel for each family of questions (Table 2).
+
+    Args:
+        accuracy: for each family, by variant: accuracy, low and high end of its interval.
+        chance: accuracy of guessing, by family, drawn as a line; families may be missing.
+        highlight: the variant to set off by colour.
+    """
+    variants = list(next(iter(accuracy.values())))
+    size = (3.2 + 1.9 * len(accuracy), 1.3 + 0.27 * len(variants))
+    figure, axes = plt.subplots(1, len(accuracy), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    places = np.arange(len(variants))
+    for axis, (family, intervals) in zip(axes.flat, accuracy.items(), strict=True):
+        shares, low, high = np.array([intervals[name] for name in variants]).T
+        for mask, colour in ((places >= 0, _BLUE), (np.array(variants) == highlight, _ORANGE)):
+            axis.hlines(places[mask], low[mask], high[mask], color=colour, linewidth=2)
+            axis.plot(shares[mask], places[mask], "o", color=colour, markersize=5)
+        if family in chance:
+            axis.axvline(chance[family], color="black", linestyle="--", linewidth=1)
+        axis.set(title=family, xlim=(-0.03, 1.03), xlabel="accuracy")
+        axis.set_xticks([0, 0.5, 1])
+    axes[0, 0].set_yticks(places, variants)
+    axes[0, 0].invert_yaxis()
+    names = {"95 % interval": {"color": _BLUE, "marker": "o"}, "guessing": {"color": "black", "linestyle": "--"}}
+    _legend(figure, names)
+    return figure
+
+
+def setting_curves(
+    values: Sequence[float], accuracy: Mapping[str, Sequence[Interval]], label: str, own: float, log: bool = False
+) -> Figure:
+    """Show how accuracy changes with one setting, such as K (Fig. 6) or λ: a panel for each family of questions.
+
+    Args:
+        values: of the setting.
+        accuracy: for each family, at each value: accuracy, low and high end of its interval.
+        label: the setting's name, with its unit.
+        own: the value that the model was trained with, drawn as a line.
+        log: whether the setting's axis doubles from tick to tick.
+    """
+    size = (1 + 2.1 * len(accuracy), 2.9)
+    figure, axes = plt.subplots(1, len(accuracy), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axis, (family, intervals) in zip(axes.flat, accuracy.items(), strict=True):
+        shares, low, high = np.array(intervals).T
+        axis.fill_between(values, low, high, color=_BLUE, alpha=0.25, linewidth=0)
+        axis.plot(values, shares, "o-", color=_BLUE, markersize=4)
+        axis.axvline(own, color=_ORANGE, linewidth=1.5, linestyle="--")
+        axis.set(title=family, ylim=(-0.03, 1.03))
+        if log:
+            axis.set_xscale("log", base=2)
+            axis.set_xticks([value for value in values if math.log2(value).is_integer()])
+            axis.xaxis.set_major_formatter("{x:g}")
+    figure.supxlabel(label, fontsize=10)
+    axes[0, 0].set_ylabel("accuracy")
+    names = {
+        "accuracy, 95 % interval": {"color": _BLUE, "marker": "o"},
+        "as trained": {"color": _ORANGE, "linestyle": "--"},
+    }
+    _legend(figure, names)
+    return figure
+
+
+def paired_differences(differences: Mapping[str, Mapping[str, Interval]], label: str) -> Figure:
+    """Show differences between two models on the same questions, one panel for each comparison.
+
+    Args:
+        differences: for each comparison, by family: difference, low and high end of its interval.
+        label: what was subtracted from what.
+    """
+    families = list(next(iter(differences.values())))
+    size = (1.6 + 2.9 * len(differences), 1.3 + 0.32 * len(families))
+    figure, axes = plt.subplots(1, len(differences), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    reach = max(abs(end) for rows in differences.values() for row in rows.values() for end in row) * 1.08
+    for axis, (name, rows) in zip(axes.flat, differences.items(), strict=True):
+        places = np.arange(len(families))
+        middle, low, high = np.array([rows[family] for family in families]).T
+        axis.axvline(0, color="black", linewidth=1)
+        axis.hlines(places, low, high, color=_BLUE, linewidth=2)
+        axis.plot(middle, places, "o", color=_BLUE, markersize=6)
+        axis.set(title=name, xlim=(-reach, reach), ylim=(len(families) - 0.5, -0.5))
+        axis.xaxis.set_major_locator(plt.MaxNLocator(4))
+    axes[0, 0].set_yticks(range(len(families)), families)
+    figure.supxlabel(label, fontsize=10)
+    return figure
+
+
+def attention_concentration(curves: Mapping[str, Sequence[float]], share: float) -> Figure:
+    """Show what part of the attention falls on what part of the frames, the most attended first (§3).
+
+    Args:
+        curves: for each name, the attention on the most attended 0 to 100 % of the frames, at equal steps.
+        share: of the attention, drawn as a line.
+    """
+    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
+    for (name, reached), style, colour in zip(curves.items(), ("-", "--", "-.", ":"), _PALETTE, strict=False):
+        percent = np.linspace(0, 100, len(reached))
+        axis.plot(percent[1:], 100 * np.array(reached)[1:], linestyle=style, color=colour, linewidth=2, label=name)
+    even = np.linspace(1, 100, 100)
+    axis.plot(even, even, color=_GREY, linewidth=1.5, label="even attention")
+    axis.axhline(100 * share, color="black", linestyle="--", linewidth=1, label=f"{100 * share:g} % of the attention")
+    ticks = [1, 2, 5, 10, 20, 50, 100]
+    axis.set(xscale="log", xlim=(1, 100), ylim=(0, 103))
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.set(xlabel="frames, the most attended first (%)", ylabel="attention on frames (%)")
+    axis.legend(fontsize=9, loc="lower right")
+    return figure
+
+
+def _legend(figure: Figure, names: Mapping[str, Mapping[str, object]]) -> None:
+    handles = [plt.Line2D([], [], **style) for style in names.values()]
+    figure.legend(handles, names, loc="outside upper right", ncols=len(names), fontsize=9)

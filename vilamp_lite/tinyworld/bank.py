@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vilamp_lite.progress import progress_bar
@@ -93,7 +93,7 @@ def build_bank(encoder: TinyWorldModel, num_random: int, num_pairs: int, file: P
         file: where the bank is kept; memory-mapped, so that processes share it. Only in memory when left out.
 
     Raises:
-        ValueError: the file holds another bank.
+        ValueError: the file holds another bank, or none.
     """
     scenes = bank_scenes(num_random, num_pairs)
     about = json.dumps({"num_random": num_random, "num_pairs": num_pairs, "encoder": fingerprint(encoder)})
@@ -106,10 +106,14 @@ def build_bank(encoder: TinyWorldModel, num_random: int, num_pairs: int, file: P
             save_file(tensors, waiting, metadata={"about": about})
             os.replace(waiting, file)
     if file is not None:
-        with safe_open(file, "pt") as stored:
-            if stored.metadata()["about"] != about:
-                raise ValueError(f"{file} is the bank of another encoder or size; delete it, or choose another folder")
-            tensors = {name: stored.get_tensor(name) for name in ("embeds", "patches")}
+        try:
+            with safe_open(file, "pt") as stored:
+                found = (stored.metadata() or {}).get("about")
+                tensors = {name: stored.get_tensor(name) for name in ("embeds", "patches")}
+        except SafetensorError as error:
+            raise ValueError(f"{file} is no bank ({error}); delete it, or choose another folder") from error
+        if found != about:
+            raise ValueError(f"{file} is the bank of another encoder or size; delete it, or choose another folder")
     lengths = np.array([scene.num_frames for scene in scenes])
     first = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     return SceneBank(tuple(scenes), tensors["embeds"], tensors["patches"], first, num_random)

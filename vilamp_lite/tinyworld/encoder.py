@@ -173,10 +173,11 @@ def require_known_words(question: str) -> None:
     """Refuse a question that TinyWorld's models can't read.
 
     Raises:
-        ValueError: it has a word outside `vocabulary`.
+        ValueError: it has a word outside `vocabulary`, or one of the chat's markers.
     """
     words = "".join(f" {letter} " if letter in "?." else letter for letter in question.lower()).split()
-    unknown = [word for word in words if word not in vocabulary()]
+    known_words = set(vocabulary()) - {_PAD, _START, _END, _UNKNOWN}
+    unknown = [word for word in words if word not in known_words]
     if unknown:
         known = "; ".join(family.text.format(shape=SHAPES[3]) for family in FAMILIES.values())
         raise ValueError(

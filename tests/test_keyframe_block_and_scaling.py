@@ -1,0 +1,199 @@
+"""What the miniature adds to the paper's model: the keyframe block, and sharper attention over more tokens."""
+
+import math
+
+import pytest
+import torch
+from tiny_models import tiny_inputs, tiny_model
+from transformers import AutoConfig
+
+from vilamp_lite.configuration import QWEN2_7B, ViLaMPConfig
+from vilamp_lite.modeling import ViLaMPForConditionalGeneration
+
+SMALL = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 256, "eos_token_id": 257}
+TEXTS = {
+    "qwen2": QWEN2_7B | SMALL,
+    "qwen3": QWEN2_7B | SMALL | {"model_type": "qwen3", "head_dim": 8},
+    "granite": QWEN2_7B | SMALL | {"model_type": "granite", "attention_multiplier": 0.3},  # another scale than usual
+}
+
+# --- The keyframe block ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{}, {"keyframe_pooling": "none", "text_config": TEXTS["qwen3"]}], ids=str)
+@torch.no_grad()
+def test_the_block_sees_its_own_frame_and_all_of_it(changes: dict) -> None:
+    model = tiny_model(keyframe_block=True, **changes)
+    each = model.config.tokens_per_keyframe
+    patches = torch.randn(3, 25, 24)
+    tokens = model.keyframe_tokens(patches).unflatten(0, (3, each))
+    changed = patches.clone()
+    changed[1, 12] += 1
+    moved = (model.keyframe_tokens(changed).unflatten(0, (3, each)) - tokens).abs().amax(dim=2)
+    assert moved[1].min() > 1e-5
+    assert moved[[0, 2]].max() < 1e-6
+    torch.testing.assert_close(model.keyframe_tokens(patches[1:2]), tokens[1], rtol=0, atol=1e-5)
+
+    model.keyframe_block = None
+    without = model.keyframe_tokens(patches).unflatten(0, (3, each))
+    assert (without - tokens).abs().max() > 1e-3
+    moved = (model.keyframe_tokens(changed).unflatten(0, (3, each)) - without).abs().amax(dim=2)
+    assert (moved[1] == 0).any()
+
+
+@torch.no_grad()
+def test_the_block_is_for_keyframes_only() -> None:
+    """Merged tokens are the same with and without it."""
+    model = tiny_model(keyframe_block=True)
+    patches, query, keyframes = torch.randn(6, 25, 24), torch.randn(12), torch.tensor([0, 3])
+    with_block = model.mix_tokens([patches], 6, keyframes, query)
+    model.keyframe_block = None
+    without = model.mix_tokens([patches], 6, keyframes, query)
+    patch = with_block.kind_of_token == 1
+    assert patch.sum() == 2 * model.config.tokens_per_keyframe
+    assert torch.equal(with_block.embeds[~patch], without.embeds[~patch])
+    assert (with_block.embeds - without.embeds)[patch].abs().amax(dim=1).min() > 1e-4
+
+
+def test_parts_by_configuration() -> None:
+    assert tiny_model().keyframe_block is None
+    assert tiny_model(keyframe_block=True).keyframe_block is not None
+
+
+# --- Scaled attention ------------------------------------------------------------------------------------------------
+
+
+def prompts(lengths: tuple[int, ...] = (9,)) -> dict[str, torch.Tensor]:
+    """Plain text, padded on the left."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(5, 250, (length,), generator=generator) for length in lengths]
+    pad = torch.nn.utils.rnn.pad_sequence
+    return {
+        "input_ids": pad(rows, batch_first=True, padding_side="left"),
+        "attention_mask": pad([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left"),
+    }
+
+
+def pair(kind: str, base: int) -> tuple[ViLaMPForConditionalGeneration, ViLaMPForConditionalGeneration]:
+    """The same weights with scaled attention and without, large enough that attention is not even."""
+    models = [tiny_model(text_config=TEXTS[kind], attention_log_base=b) for b in (base, None)]
+    with torch.no_grad():
+        for name, value in models[1].language_model.named_parameters():
+            if "q_proj.weight" in name or "k_proj.weight" in name:
+                value.normal_(std=0.4)
+    models[0].load_state_dict(models[1].state_dict())
+    for model in models:
+        model.set_attn_implementation("eager")
+    return models[0], models[1]
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+@pytest.mark.parametrize(("base", "length"), [(3, 9), (48, 9), (9, 81)])
+@torch.no_grad()
+def test_logits_are_scaled_as_documented(kind: str, base: int, length: int) -> None:
+    """The first layer reads the same in both models, so its logits differ by the factor alone."""
+    scaled, plain = pair(kind, base)
+    inputs = prompts((length,))
+    with_factor = scaled(**inputs, output_attentions=True).attentions[0]
+    without = plain(**inputs, output_attentions=True).attentions[0]
+    factor = math.log(length) / math.log(base)
+    expected = (factor * without.log()).softmax(dim=-1)  # −inf, what comes later, stays 0
+    torch.testing.assert_close(with_factor, expected, rtol=0, atol=1e-5)
+    assert (with_factor - without).abs().max() > 0.02
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+@torch.no_grad()
+def test_at_the_base_nothing_is_scaled(kind: str) -> None:
+    scaled, plain = pair(kind, 9)
+    for length in (12, 9, 5, 9):  # nothing is left over from another length
+        difference = (scaled(**prompts((length,))).logits - plain(**prompts((length,))).logits).abs().max()
+        assert (difference < 1e-5) == (length == 9), length
+
+
+@torch.no_grad()
+def test_without_a_mask_too() -> None:
+    scaled, _ = pair("qwen3", 3)
+    inputs = prompts((8,))
+    without_mask = scaled(input_ids=inputs["input_ids"]).logits
+    torch.testing.assert_close(without_mask, scaled(**inputs).logits)
+
+
+@torch.no_grad()
+def test_the_videos_tokens_count() -> None:
+    """The length is that of all that is read, not of the prompt."""
+    plain = tiny_model()
+    inputs = tiny_inputs()
+    length = 5 + plain.config.visual_tokens(7)
+    scaled = tiny_model(attention_log_base=length)
+    scaled.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(scaled(**inputs).logits, plain(**inputs).logits)
+
+
+@torch.no_grad()
+def test_a_word_more_is_scaled_by_the_whole_length() -> None:
+    """With the cache of what was read, the length counts that too, with a mask or without."""
+    scaled, plain = pair("qwen3", 12)
+    ids = prompts((12,))["input_ids"]
+    for masked in (True, False):
+        both = []
+        for model in (scaled, plain):
+            # All but the last word are read without scaling, so that only the last step is compared.
+            cache = plain(input_ids=ids[:, :-1], use_cache=True).past_key_values
+            mask = {"attention_mask": torch.ones_like(ids)} if masked else {}
+            both.append(model(input_ids=ids[:, -1:], past_key_values=cache, **mask).logits)
+        torch.testing.assert_close(*both, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_generation_scales_by_the_tokens_so_far() -> None:
+    """Each step of generation is scaled by its own length; an observer at the layers writes the factors down."""
+    model = tiny_model(attention_log_base=16)
+    inputs = tiny_inputs()
+    prefill = 5 + model.config.visual_tokens(7)
+    layer = model.language_model.model.layers[0].self_attn
+    factors = []
+    layer.register_forward_pre_hook(lambda module, _: factors.append(module.scaling * module.head_dim**0.5))
+    model.generate(**inputs, max_new_tokens=4, do_sample=False, eos_token_id=None)
+    lengths = [prefill, prefill + 1, prefill + 2, prefill + 3]
+    assert factors == pytest.approx([math.log(length) / math.log(16) for length in lengths])
+
+
+# --- Configuration ---------------------------------------------------------------------------------------------------
+
+
+def test_the_fields_are_saved(tmp_path) -> None:
+    config = ViLaMPConfig.tiny(keyframe_block=True, attention_log_base=37)
+    config.save_pretrained(tmp_path)
+    for loaded in (ViLaMPConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+        assert (loaded.keyframe_block, loaded.attention_log_base) == (True, 37)
+    for preset in (ViLaMPConfig.paper(), ViLaMPConfig.released(), ViLaMPConfig.tiny()):
+        assert (preset.keyframe_block, preset.attention_log_base) == (False, None)
+    assert ViLaMPConfig.miniature().keyframe_block
+    assert ViLaMPConfig.miniature().attention_log_base == 48
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"keyframe_block": "yes"}, "keyframe_block must be of type bool"),
+        ({"keyframe_block": 1}, "keyframe_block must be of type bool"),
+        ({"keyframe_block": None}, "keyframe_block must be of type bool"),
+        ({"attention_log_base": 1}, "attention_log_base must be at least 2, got 1"),
+        ({"attention_log_base": 0}, "attention_log_base must be an integer of at least 1"),
+        ({"attention_log_base": 48.0}, "attention_log_base must be an integer"),
+        ({"attention_log_base": True}, "attention_log_base must be an integer"),
+    ],
+    ids=str,
+)
+def test_bad_values_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ViLaMPConfig.tiny(**changes)
+
+
+def test_a_language_model_without_a_scale_is_refused() -> None:
+    bloom = {"model_type": "bloom", "hidden_size": 16, "n_layer": 1, "n_head": 2, "vocab_size": 260}
+    with pytest.raises(ValueError, match="attention_log_base can't be used with a bloom"):
+        tiny_model(text_config=bloom, attention_log_base=48)
+    tiny_model(text_config=bloom)

@@ -1,0 +1,422 @@
+"""Studies: the rows' form, pairs as counted by hand, settings that reach the model, attention by brute force."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from scipy.stats import binom
+
+from vilamp_lite.checkpoints import load_checkpoint, load_processor
+from vilamp_lite.configuration import ViLaMPConfig
+from vilamp_lite.evaluation import niah, studies
+from vilamp_lite.evaluation.niah import Cell, CellResult, Examiner, Prediction, cell_haystacks
+from vilamp_lite.evaluation.scoring import paired_difference_interval, wilson_interval
+from vilamp_lite.evaluation.studies import (
+    ALL,
+    RECORDED,
+    Exam,
+    ablation_study,
+    answer_attention,
+    attention_study,
+    comparison_study,
+    find,
+    keyframes_study,
+    load_result,
+    main,
+    niah_study,
+    not_best,
+    pooled,
+    record,
+    redundancy_study,
+    scaled_temperature,
+    seeds_study,
+    sensitivity_study,
+    share_needed,
+)
+from vilamp_lite.merging import QFormerMerger
+from vilamp_lite.miniature import miniature_processor
+from vilamp_lite.modeling import TokenKind, ViLaMPForConditionalGeneration
+from vilamp_lite.progress import loading_quietly
+from vilamp_lite.tinyworld.questions import FAMILIES
+
+EXAM = Exam((64, 80), (0.0, 1.0), ("attribute", "two needles"), questions=3, seed=3, pool=30)
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random miniature with its Q-Former, as `vilamp train` lays them out."""
+    folder = tmp_path_factory.mktemp("models") / "miniature"
+    torch.manual_seed(0)
+    # A random selector finds all frames alike; filling the gaps gives several keyframes.
+    model = ViLaMPForConditionalGeneration(ViLaMPConfig.miniature(fill="gaps"))
+    model.vision_tower.load_state_dict(model.selector.vision.state_dict())
+    with loading_quietly():
+        model.save_pretrained(folder)
+        miniature_processor(model).save_pretrained(folder)
+    (folder / "qformer").mkdir()
+    save_file(QFormerMerger(96, 96).state_dict(), folder / "qformer" / "model.safetensors")
+    return folder
+
+
+class Scripted:
+    """In the place of `evaluate_cells`: right or wrong by a rule that is known, and a list of what was asked for."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+
+    def __call__(self, model, cells: Sequence[Cell], *, seed, pool, changes, out, processes) -> SimpleNamespace:
+        temperature = float(load_file(Path(model) / "model.safetensors")["merger.temperature"])
+        about = {"model": str(model), "changes": dict(changes or {}), "out": out, "temperature": temperature}
+        self.calls.append(about | {"seed": seed, "pool": pool, "processes": processes})
+        return SimpleNamespace(results=[CellResult(cell, self.predictions(cell, about)) for cell in cells])
+
+    @staticmethod
+    def right(cell: Cell, about: dict[str, Any], number: int) -> bool:
+        # The same for the same setting, and about two thirds right.
+        parts = (cell.frames, cell.depth, cell.family, cell.selector, cell.merger, about["changes"], number)
+        text = json.dumps([*parts, round(about["temperature"], 4), Path(about["model"]).name], sort_keys=True)
+        return sum(map(ord, text)) * 2654435761 % 97 < 65
+
+    def predictions(self, cell: Cell, about: dict[str, Any]) -> list[Prediction]:
+        return [
+            Prediction(f"{cell.family} {number}?", "red", "red", self.right(cell, about, number), [1, 5], 100, 0.5)
+            for number in range(cell.questions)
+        ]
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    stand_in = Scripted()
+    monkeypatch.setattr(studies, "evaluate_cells", stand_in)
+    return stand_in
+
+
+def expected_rights(exam: Exam, frames: int, family: str, about: dict[str, Any], **variant: str) -> list[bool]:
+    names = exam.families if family == ALL else [family]
+    return [
+        Scripted.right(Cell(frames, depth, name, **variant, questions=exam.questions), about, number)
+        for depth in exam.depths
+        for name in names
+        for number in range(exam.questions)
+    ]
+
+
+def by_hand(first: list[bool], second: list[bool]) -> dict[str, float]:
+    """Difference, interval and p from counts."""
+    wins = sum(a and not b for a, b in zip(first, second, strict=True))
+    losses = sum(b and not a for a, b in zip(first, second, strict=True))
+    n = wins + losses
+    p = min(1.0, 2 * binom.cdf(min(wins, losses), n, 0.5)) if n else 1.0
+    low, high = paired_difference_interval(first, second)
+    values = {"difference": (wins - losses) / len(first), "p": p}
+    return values | {"difference_low": low, "difference_high": high}
+
+
+# --- Rows ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_can_be_written_and_has_its_parameters(scripted: Scripted, miniature: Path) -> None:
+    study = ablation_study(miniature, EXAM, selectors=["uniform"], mergers=["drop"], processes=2, out="somewhere")
+    assert json.loads(json.dumps(study)) == study
+    assert list(study) == ["study", "parameters", "rows", "stamp"]
+    assert study["parameters"] == {
+        "frames": [64, 80],
+        "depths": [0.0, 1.0],
+        "families": ["attribute", "two needles"],
+        "questions": 3,
+        "seed": 3,
+        "pool": 30,
+        "selectors": ["dks", "uniform"],
+        "mergers": ["dfm", "drop"],
+    }
+    assert study["stamp"]["model"] == str(miniature)
+    (call,) = scripted.calls
+    assert (call["seed"], call["pool"], call["processes"], call["out"].parent) == (3, 30, 2, Path("somewhere"))
+
+
+def test_pairs_are_as_counted_by_hand(scripted: Scripted, miniature: Path) -> None:
+    exam = replace(EXAM, questions=15)
+    rows = ablation_study(miniature, exam, selectors=["uniform"], mergers=["drop"])["rows"]
+    assert len(rows) == 4 * 2 * 3  # variants, lengths, two families and all
+    about = {"changes": {}, "temperature": 0.07, "model": str(miniature)}
+    differences = set()
+    for row in rows:
+        variant = {name: row[name] for name in ("selector", "merger")}
+        own = expected_rights(exam, row["frames"], row["family"], about, **variant)
+        full = expected_rights(exam, row["frames"], row["family"], about, selector="dks", merger="dfm")
+        low, high = wilson_interval(sum(own), len(own))
+        assert (row["questions"], row["correct"]) == (len(own), sum(own))
+        assert (row["accuracy"], row["low"], row["high"]) == (sum(own) / len(own), low, high)
+        assert {name: row[name] for name in by_hand(full, own)} == pytest.approx(by_hand(full, own))
+        assert (row["tokens"], row["keyframes"], row["needle_recall"]) == (100, 2, 0.5)
+        differences.add(row["difference"])
+    assert len(differences) > 3
+
+
+def test_needles_by_depth(scripted: Scripted, miniature: Path) -> None:
+    rows = niah_study(miniature, EXAM)["rows"]
+    assert len(rows) == 2 * 3 * 2 * 3  # variants, two depths and all, lengths, two families and all
+    for variant in ({"selector": "dks", "merger": "dfm"}, {"selector": "uniform", "merger": "mean"}):
+        parts = [
+            find(rows, **variant, depth=depth, frames=80, family=family)
+            for depth in EXAM.depths
+            for family in EXAM.families
+        ]
+        assert [part["questions"] for part in parts] == [3] * 4
+        whole = find(rows, **variant, depth=ALL, frames=80, family=ALL)
+        assert whole["correct"] == sum(part["correct"] for part in parts)
+        assert whole["questions"] == 12
+        assert pooled(parts, "frames") == [
+            {"frames": 80} | {name: whole[name] for name in ("questions", "correct", "accuracy", "low", "high")}
+        ]
+
+
+def test_one_row_or_none() -> None:
+    rows = [{"a": 1, "b": 1}, {"a": 1, "b": 2}]
+    assert find(rows, a=1, b=2) is rows[1]
+    for fields, count in (({"a": 1}, 2), ({"a": 2}, 0)):
+        with pytest.raises(ValueError, match=f"must be one row, got {count}"):
+            find(rows, **fields)
+
+
+def test_contradictions_are_named(scripted: Scripted, miniature: Path) -> None:
+    rows = ablation_study(miniature, replace(EXAM, questions=15), selectors=["uniform"], mergers=["drop"])["rows"]
+    sentences = not_best(rows)
+    places = {(row["frames"], row["family"]) for row in rows}
+    beaten = {
+        place
+        for place in places
+        if max(row["accuracy"] for row in rows if (row["frames"], row["family"]) == place)
+        > next(row["accuracy"] for row in rows if (row["frames"], row["family"]) == place)  # the first is the full one
+    }
+    assert 0 < len(beaten) == len(sentences)
+    for frames, family in beaten:
+        assert sum(f"dks + dfm is not best on {family} at {frames} frames" in text for text in sentences) == 1
+    assert not_best([row for row in rows if (row["selector"], row["merger"]) == ("dks", "dfm")]) == []
+
+
+# --- Settings reach the model ----------------------------------------------------------------------------------------
+
+
+def test_thresholds_and_temperatures(scripted: Scripted, miniature: Path, tmp_path: Path) -> None:
+    study = sensitivity_study(
+        miniature, EXAM, thresholds=(0.5, 0.85), temperature_factors=(0.5, 1), out=tmp_path / "cells"
+    )
+    asked = [(call["changes"], call["temperature"]) for call in scripted.calls]
+    thresholds = [{"similarity_threshold": 0.5}, {"similarity_threshold": 0.85}]
+    assert asked == [
+        (threshold, pytest.approx(alpha)) for alpha in (0.035, 0.07) for threshold in thresholds
+    ]  # α, then τ
+    assert len({call["out"] for call in scripted.calls}) == 4
+    assert not Path(scripted.calls[0]["model"]).exists()  # copies don't stay
+    assert study["parameters"]["reference"] == {"similarity_threshold": 0.85, "temperature_factor": 1}
+    own = find(study["rows"], similarity_threshold=0.85, temperature_factor=1, frames=64, family=ALL)
+    assert (own["difference"], own["p"]) == (0, 1)
+    assert own["temperature"] == pytest.approx(0.07)
+    other = find(study["rows"], similarity_threshold=0.5, temperature_factor=0.5, frames=64, family=ALL)
+    assert other["difference"] == pytest.approx(own["accuracy"] - other["accuracy"])
+
+
+def test_a_scaled_temperature_changes_nothing_else(miniature: Path, tmp_path: Path) -> None:
+    assert scaled_temperature(miniature, 1, tmp_path / "same") == miniature
+    model, scaled = (load_checkpoint(path) for path in (miniature, scaled_temperature(miniature, 3, tmp_path / "x3")))
+    for name, weight in model.state_dict().items():
+        factor = 3 if name == "merger.temperature" else 1
+        torch.testing.assert_close(scaled.state_dict()[name], weight * factor, rtol=1e-6, atol=0)
+    for factor in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="factor must be above 0"):
+            scaled_temperature(miniature, factor, tmp_path / "bad")
+
+
+def test_fields_of_the_configuration(scripted: Scripted, miniature: Path) -> None:
+    study = keyframes_study(miniature, EXAM, keyframes=(2, 4))
+    assert [call["changes"] for call in scripted.calls] == [{"max_keyframes": 2}, {"max_keyframes": 4}]
+    assert find(study["rows"], max_keyframes=4, frames=80, family="attribute")["difference"] == 0
+    # Without the model's own value among them there is nothing to compare with.
+    study = redundancy_study(miniature, EXAM, weights=(0, 2.0))
+    assert [call["changes"] for call in scripted.calls[2:]] == [{"redundancy_weight": 0}, {"redundancy_weight": 2.0}]
+    assert study["parameters"]["reference"] == {"redundancy_weight": 1.0}
+    assert all("difference" not in row for row in study["rows"])
+
+
+def test_two_models(scripted: Scripted, miniature: Path) -> None:
+    exam = replace(EXAM, questions=15)
+    study = comparison_study(miniature, miniature, exam, second_changes={"reference": "released"}, out="cells")
+    assert [call["changes"] for call in scripted.calls] == [{}, {"reference": "released"}]
+    first, second = (call["out"] for call in scripted.calls)
+    assert second.name == f"{first.name}_reference=released"
+    ablation_study(miniature, exam, out="cells")
+    assert scripted.calls[2]["out"] == first  # what studies have in common is run once
+    about = {"temperature": 0.07, "model": str(miniature)}
+    for row in study["rows"]:
+        place = (row["frames"], row["family"])
+        first = expected_rights(exam, *place, about | {"changes": {}})
+        second = expected_rights(exam, *place, about | {"changes": {"reference": "released"}})
+        assert (row["first_correct"], row["second_correct"]) == (sum(first), sum(second))
+        assert row["first_accuracy"] == sum(first) / row["questions"]
+        assert {name: row[name] for name in by_hand(first, second)} == pytest.approx(by_hand(first, second))
+
+
+def test_different_questions_are_never_compared(miniature: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forgetful(Scripted):
+        def predictions(self, cell: Cell, about: dict[str, Any]) -> list[Prediction]:
+            return [replace(p, answer=str(len(self.calls))) for p in super().predictions(cell, about)]
+
+    monkeypatch.setattr(studies, "evaluate_cells", Forgetful())
+    with pytest.raises(ValueError, match="must have answered the same questions"):
+        comparison_study(miniature, miniature, EXAM)
+
+
+def test_seeds(scripted: Scripted, miniature: Path, tmp_path: Path) -> None:
+    models = [miniature]
+    for number in (1, 2):
+        models.append(tmp_path / f"model{number}")
+        models[-1].symlink_to(miniature)
+    rows = seeds_study(models, EXAM, variants=[("dks", "dfm")])["rows"]
+    assert len(rows) == 2 * 3
+    for row in rows:
+        rights = [
+            expected_rights(EXAM, row["frames"], row["family"], {"changes": {}, "temperature": 0.07, "model": str(m)})
+            for m in models
+        ]
+        accuracies = [sum(own) / len(own) for own in rights]
+        assert row["accuracies"] == accuracies
+        assert (row["mean"], row["spread"]) == pytest.approx((np.mean(accuracies), np.std(accuracies, ddof=1)))
+        assert (row["lowest"], row["highest"]) == (min(accuracies), max(accuracies))
+    with pytest.raises(ValueError, match="models must be at least two, got 1"):
+        seeds_study(models[:1], EXAM)
+
+
+# --- With a model ----------------------------------------------------------------------------------------------------
+
+SHORT = Exam((64,), (0.5,), ("attribute",), questions=2, seed=3, pool=30)
+
+
+def test_a_study_goes_on_where_it_stopped(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate, calls = niah._generate, []
+
+    def interrupted(*arguments) -> str:
+        calls.append(arguments)
+        if len(calls) == 4:  # in the second setting
+            raise KeyboardInterrupt
+        return generate(*arguments)
+
+    monkeypatch.setattr(niah, "_generate", interrupted)
+    settings = {"keyframes": (2, 4), "out": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        keyframes_study(miniature, SHORT, **settings)
+    study = keyframes_study(miniature, SHORT, **settings)
+    assert len(calls) == 4 + 2
+    assert [row["keyframes"] for row in study["rows"] if row["family"] == ALL] == [2, 4]
+    assert [row["tokens"] for row in study["rows"] if row["family"] == ALL] == [64 + 15 * 2 + 1, 64 + 15 * 4 + 1]
+    assert keyframes_study(miniature, SHORT, **settings)["rows"] == study["rows"]
+    assert len(calls) == 6
+
+
+def test_recorded_runs(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(RECORDED, "niah", replace(RECORDED["niah"], exam=SHORT))
+    folders = ["--out", str(tmp_path / "results"), "--cells", str(tmp_path / "cells"), "--trained", str(tmp_path)]
+    assert main(["niah", "--model", str(miniature), "--questions", "1", *folders]) == 0
+    study = load_result("niah", tmp_path / "results")
+    assert study["parameters"]["questions"] == 1
+    assert study["stamp"]["seconds"] >= 0
+    assert len(list((tmp_path / "cells").rglob("*.json"))) == 2
+    assert main(["no_grounding", "--model", str(miniature), *folders]) == 2
+    assert "no_grounding needs" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="name must be one of 'niah'"):
+        record("nothing", miniature, trained=tmp_path)
+
+
+def test_results_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no recorded study .*niah.json: `make studies` makes it"):
+        load_result("niah", tmp_path)
+    (tmp_path / "niah.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"niah.json is not a study \(KeyError: 'study'\)"):
+        load_result("niah", tmp_path)
+
+
+# --- Attention -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("attention", "share", "needed"),
+    [([1, 1, 1, 1], 0.5, 0.5), ([0, 8, 1, 1], 0.8, 0.25), ([0, 8, 1, 1], 0.81, 0.5), ([3, 3, 3, 1], 1, 1)],
+)
+def test_the_share_of_items_that_is_needed(attention: list[float], share: float, needed: float) -> None:
+    assert share_needed(np.array(attention, float), share) == needed
+
+
+def test_attention_by_brute_force(miniature: Path) -> None:
+    exam = replace(SHORT, families=("two needles",), questions=2)
+    (row, whole) = attention_study(miniature, exam, variants=[("dks", "dfm")])["rows"]
+    assert {name: value for name, value in row.items() if name != "family"} == {
+        name: value for name, value in whole.items() if name != "family"
+    }
+    model = load_checkpoint(miniature)
+    processor = load_processor(miniature, model.config)
+    examiner = Examiner(model, processor, exam.seed, exam.pool)
+    cell = exam.cells()[0]
+    haystacks = cell_haystacks(cell, exam.seed, exam.pool)
+    examiner.features.encode(scene for haystack in haystacks for scene in haystack.scenes)
+    found: dict[str, list[float]] = {}
+    for haystack in haystacks:
+        sequence, embeds = studies._sequence(examiner, haystack, "dks", "dfm")
+        prompt = processor.prompts([haystack.question.text])
+        embeddings, mask, _ = model.place_videos(prompt["input_ids"], [sequence.embeds])
+        expected = model(**prompt, video_embeds=[sequence.embeds]).logits
+        model.language_model.set_attn_implementation("eager")
+        output = model(inputs_embeds=embeddings, attention_mask=mask, output_attentions=True)
+        torch.testing.assert_close(output.logits, expected, rtol=1e-4, atol=1e-4)  # the same model, another kernel
+        start = prompt["input_ids"][0].tolist().index(model.config.video_token_id)
+
+        every = [float(sum(layer[0, h, -1, t].detach() for layer in output.attentions for h in range(4)) / 12)
+                 for t in range(embeddings.shape[1])]  # fmt: skip
+        assert sum(every) == pytest.approx(1, abs=1e-4)
+        of_token = every[start : start + len(sequence.embeds)]
+        torch.testing.assert_close(
+            answer_attention(model, processor, haystack.question.text, sequence).mean(dim=(0, 1)),
+            torch.tensor(of_token),
+            rtol=1e-4,
+            atol=1e-6,
+        )
+        of_frame = [0.0] * 64
+        for value, frame in zip(of_token, sequence.frame_of_token.tolist(), strict=True):
+            if frame >= 0:
+                of_frame[frame] += value
+        total = sum(of_frame)
+        ranked = sorted(range(64), key=lambda n: -of_frame[n])
+        patches = sorted(
+            (v for v, k in zip(of_token, sequence.kind_of_token, strict=True) if k == TokenKind.PATCH), reverse=True
+        )
+        top = ranked[:4]  # ⌈0.05 · 64⌉
+        cosines = [float(embeds[a] @ embeds[b]) for a in top for b in top if a != b]
+        needles = [frame for span in haystack.needle_frames for frame in range(*span)]
+        values = {
+            "frames_needed": next(n for n in range(65) if sum(of_frame[f] for f in ranked[:n]) >= 0.9 * total) / 64,
+            "patches_needed": next(n for n in range(99) if sum(patches[:n]) >= 0.8 * sum(patches)) / len(patches),
+            "most_attended": sum(of_frame[frame] for frame in top) / total,
+            "on_keyframes": sum(of_frame[frame] for frame in sequence.keyframes.tolist()) / total,
+            "on_needles": sum(of_frame[frame] for frame in needles) / total,
+            "on_video": sum(of_token),
+            "cosine_attended": sum(cosines) / len(cosines),
+            "half": sum(of_frame[frame] for frame in ranked[:32]) / total,
+        }
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
+    assert row["curve"][50] == pytest.approx(np.mean(found.pop("half")), abs=1e-4)
+    assert row["curve"][::100] == pytest.approx([0, 1])
+    for name, values in found.items():
+        assert row[name] == pytest.approx(np.mean(values), abs=1e-4), name
+        half = 1.96 * np.std(values, ddof=1) / 2**0.5
+        assert row["high"][name] - row["low"][name] == pytest.approx(2 * half, abs=1e-4)
+    assert -1 <= row["cosine_random"] <= 1
+    assert set(FAMILIES) >= {row["family"]}
