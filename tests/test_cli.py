@@ -205,7 +205,6 @@ def test_ask_streams_the_answer_and_says_when_weights_are_random(released: Path,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["?"], "does not show TinyWorld"),
         (["?", "--model", "somewhere", "--random-weights"], "give either --model DIR or --random-weights"),
         (["?", "--model", "nowhere"], "nowhere is not a checkpoint: there is no config.json in it"),
         (["?", "--model", str(OFFICIAL / "checkpoint")], "holds no tokenizer for the language model; name one with"),

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -106,15 +107,20 @@ def test_without_the_bundled_model(videos: dict[str, Path], tmp_path: Path, monk
 
 
 @pytest.fixture
-def trainings(monkeypatch: pytest.MonkeyPatch) -> list:
-    """Writes down what would be trained."""
+def trainings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list:
+    """Writes down what would be trained, and leaves curves as a training does."""
     calls = []
 
     def train_miniature(*arguments: object, **options: object) -> Path:
         calls.append((arguments, options))
-        return Path("somewhere/model")
+        return tmp_path / "model"
+
+    def curves(folder: Path, study: str, seed: int) -> dict[str, np.ndarray]:
+        assert (folder, seed, study) == calls[-1][0]
+        return {"alignment": np.linspace(0, 1, 20).reshape(10, 2), "mixed": np.ones((3, 2))}
 
     monkeypatch.setattr(miniature, "train_miniature", train_miniature)
+    monkeypatch.setattr(miniature, "curves", curves)
     return calls
 
 
@@ -149,7 +155,8 @@ def test_a_training_gets_its_options(trainings: list, tmp_path: Path) -> None:
     arguments = ["--out", str(tmp_path), "--seed", "3", "--study", "no_grounding", "--mixed-precision", "bf16"]
     run = CliRunner().invoke(cli.app, ["train", *arguments])
     assert run.exit_code == 0, run.output
-    assert Path(run.stdout.strip()) == Path("somewhere/model")
+    assert Path(run.stdout.strip()) == tmp_path / "model"
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     ((places, options),) = trainings
     assert places == (tmp_path, 3, "no_grounding")
     assert options["mixed_precision"] == "bf16"

@@ -726,3 +726,14 @@ def test_selection_is_the_packages() -> None:
     wanted = select_keyframes(frames, query, max_keyframes=3, similarity_threshold=0.999)
     got = model.encode_frames(inputs["pixel_values_videos"], inputs["selector_pixel_values"], query).keyframes
     assert got.tolist() == wanted.indices.tolist()
+
+
+def test_the_selector_keeps_its_precision_under_autocast() -> None:
+    """Mixed precision in training must choose the keyframes that inference chooses: thresholds see every bit."""
+    model, inputs = tiny_model(), tiny_inputs()
+    pixels, query = inputs["selector_pixel_values"], inputs["query_input_ids"]
+    with torch.no_grad():
+        frames, asked = model.embed_frames(pixels), model.embed_query(query)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(model.embed_frames(pixels), frames)
+            assert torch.equal(model.embed_query(query), asked)

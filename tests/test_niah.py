@@ -10,31 +10,24 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_models import save_random_miniature
 from typer.testing import CliRunner
-from video_files import read_numbers, write_video
 
 from vilamp_lite import cli
 from vilamp_lite.checkpoints import load_checkpoint, load_processor
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.evaluation import niah
 from vilamp_lite.evaluation.niah import (
-    Case,
     Cell,
     Evaluation,
     Examiner,
-    Splice,
     cell_haystacks,
-    encode_splice,
-    evaluate_cases,
     evaluate_cells,
     grid,
-    load_cases,
 )
 from vilamp_lite.evaluation.scoring import wilson_interval
 from vilamp_lite.merging import QFormerMerger
-from vilamp_lite.miniature import miniature_processor
 from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
-from vilamp_lite.progress import loading_quietly
 from vilamp_lite.tinyworld.haystack import hide, pool_scenes
 from vilamp_lite.tinyworld.questions import FAMILIES, sample_questions
 from vilamp_lite.tinyworld.render import SHAPES, Scene, render_scene
@@ -46,15 +39,7 @@ POOL = 60
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random miniature with its Q-Former, as `vilamp train` lays them out."""
     folder = tmp_path_factory.mktemp("models") / "miniature"
-    torch.manual_seed(0)
-    # A random selector finds all frames alike; filling the gaps gives several keyframes.
-    model = ViLaMPForConditionalGeneration(ViLaMPConfig.miniature(fill="gaps"))
-    model.vision_tower.load_state_dict(model.selector.vision.state_dict())
-    with loading_quietly():
-        model.save_pretrained(folder)
-        miniature_processor(model).save_pretrained(folder)
-    (folder / "qformer").mkdir()
-    save_file(QFormerMerger(96, 96).state_dict(), folder / "qformer" / "model.safetensors")
+    save_random_miniature(folder)
     return folder
 
 
@@ -140,13 +125,13 @@ def test_an_answer_is_the_models_own(
 ) -> None:
     """Put together of kept features, a video is to the model what its frames are."""
     read: list[MixedPrecisionSequence] = []
-    generate = niah._generate
+    generate = niah.generate_answer
 
     def watched(model, processor, prompt, sequence, max_new_tokens) -> str:
         read.append(sequence)
         return generate(model, processor, prompt, sequence, max_new_tokens)
 
-    monkeypatch.setattr(niah, "_generate", watched)
+    monkeypatch.setattr(niah, "generate_answer", watched)
     cell = Cell(150, 0.3, family, questions=2)
     predictions = list(examiner.predictions(cell))
     model, processor = examiner.model, examiner.processor
@@ -193,7 +178,7 @@ def seeing(examiner: Examiner, monkeypatch: pytest.MonkeyPatch) -> Examiner:
     monkeypatch.setattr(examiner.processor, "selector_query", lambda questions: {"question": questions[0]})
     monkeypatch.setattr(examiner.model, "embed_query", eyes.query)
     monkeypatch.setattr(examiner.model.config, "fill", "none")
-    monkeypatch.setattr(niah, "_generate", lambda *_: " Red\n")
+    monkeypatch.setattr(niah, "generate_answer", lambda *_: " Red\n")
     return examiner
 
 
@@ -343,7 +328,7 @@ def test_only_what_is_missing_is_run(
 def test_an_interrupted_run_goes_on(
     finished: tuple[Evaluation, Path], miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generate, calls = niah._generate, []
+    generate, calls = niah.generate_answer, []
 
     def interrupted(*arguments) -> str:
         calls.append(arguments)
@@ -351,7 +336,7 @@ def test_an_interrupted_run_goes_on(
             raise KeyboardInterrupt
         return generate(*arguments)
 
-    monkeypatch.setattr(niah, "_generate", interrupted)
+    monkeypatch.setattr(niah, "generate_answer", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate_cells(miniature, CELLS, seed=3, pool=POOL, out=tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == [CELLS[0].file_name]
@@ -456,143 +441,6 @@ def test_bad_cells(change: dict, message: str) -> None:
         replace(CELLS[0], **change)
 
 
-# --- A user's own footage --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A haystack of 20 numbered frames and a needle of 5 smaller ones, both one frame per second."""
-    folder = tmp_path_factory.mktemp("footage")
-    write_video(folder / "hay.mp4", 20, rate=1)
-    write_video(folder / "needle.mp4", 5, rate=1, size=(64, 96))
-    return folder
-
-
-def make_case(footage: Path, **changes: object) -> Case:
-    case = Case(footage / "hay.mp4", footage / "needle.mp4", 0.5, "what color is the star?", ("red", "blue"), "blue")
-    return replace(case, **changes)
-
-
-@pytest.mark.parametrize(("depth", "place"), [(0, 0), (0.3, 6), (0.5, 10), (1, 20)])
-@pytest.mark.parametrize("batch_size", [1, 5, 8, 64])
-def test_a_splice_holds_the_needle_at_its_depth(depth: float, place: int, batch_size: int, footage: Path) -> None:
-    splice = Splice.of(make_case(footage, depth=depth), fps=1)
-    assert (splice.place, splice.needle_frames, splice.num_frames) == (place, 5, 25)
-    shown = []
-    for frames in splice.batches(batch_size):
-        assert 0 < len(frames) <= batch_size
-        shown += [(number, frames.shape[1]) for number in read_numbers(frames)]
-    hay, needle = [(number, 128) for number in range(20)], [(number, 64) for number in range(5)]
-    assert shown == [*hay[:place], *needle, *hay[place:]]
-
-
-def test_a_splices_frames_one_by_one(footage: Path) -> None:
-    splice = Splice.of(make_case(footage), fps=0.5)
-    together = [frame for frames in splice.batches() for frame in frames]
-    assert len(together) == splice.num_frames == 10 + 3
-    for number, frame in enumerate(together):
-        assert np.array_equal(splice.frame(number)[0], frame)
-
-
-@pytest.mark.parametrize("depth", [0, 0.5])
-def test_a_splice_is_encoded_like_its_frames(depth: float, footage: Path, examiner: Examiner) -> None:
-    model, processor = examiner.model, examiner.processor
-    splice = Splice.of(make_case(footage, depth=depth), fps=1)
-    pixels = torch.cat([processor.vision_pixels(frames) for frames in splice.batches()])
-    ahead = []
-    for question in ("what color is the star?", "which two are with the moon?"):
-        with torch.no_grad():
-            query = model.embed_query(**processor.selector_query([question]))[0]
-            expected = model.encode_frames(pixels, pixels, query)
-        sequence = encode_splice(model, splice, question, processor)
-        torch.testing.assert_close(sequence.embeds, expected.embeds, rtol=0, atol=1e-5)
-        assert torch.equal(sequence.keyframes, expected.keyframes)
-        ahead += model.early_references(25, expected.keyframes)
-    assert ahead  # a keyframe was read ahead
-
-
-def test_cases_are_answered_and_kept(miniature: Path, footage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    records = [
-        {"haystack": "hay.mp4", "needle": "needle.mp4", "depth": 0.5, "question": "which?"}
-        | {"options": ["a cat", "a dog"], "answer": "a dog"},
-        {"haystack": "hay.mp4", "needle": "needle.mp4", "depth": 1, "question": "and what?"}
-        | {"options": [], "answer": "A star."},
-    ]
-    (footage / "cases.json").write_text(json.dumps(records))
-    cases = load_cases(footage / "cases.json")
-    assert (
-        cases[0].prompt
-        == "which?\nA. a cat\nB. a dog\nAnswer with the option's letter from the given choices directly."
-    )
-    assert cases[1].prompt == "and what?"
-    prompts: list[str] = []
-
-    def say(model, processor, prompt, sequence, max_new_tokens) -> str:
-        prompts.append(prompt)
-        return "B." if "B. a dog" in prompt else "a moon"
-
-    monkeypatch.setattr(niah, "_generate", say)
-    out = footage / "out"
-    result = evaluate_cases(miniature, cases, out=out)
-    assert prompts == [case.prompt for case in cases]
-    low, high = wilson_interval(1, 2)
-    scores = {"questions": 2, "correct": 1, "accuracy": 0.5, "low": low, "high": high}
-    assert {name: result[name] for name in scores} == scores
-    assert [p["correct"] for p in result["predictions"]] == [True, False]
-    assert [p["tokens"] for p in result["predictions"]] == [4 * 16 + 21 + 1] * 2
-    places = [range(10, 15), range(20, 25)]
-    for prediction, needle in zip(result["predictions"], places, strict=True):
-        assert prediction["needle_recall"] == any(frame in needle for frame in prediction["keyframes"])
-    # Again: nothing is answered, and another case is refused.
-    assert evaluate_cases(miniature, cases, out=out) == result
-    assert len(prompts) == 2
-    with pytest.raises(ValueError, match=r"case_1.json is of another evaluation \(depth 1, not 0\)"):
-        evaluate_cases(miniature, [cases[0], replace(cases[1], depth=0)], out=out)
-
-
-def test_a_real_answer_to_a_case(miniature: Path, footage: Path, examiner: Examiner) -> None:
-    case = make_case(footage)
-    (prediction,) = evaluate_cases(miniature, [case])["predictions"]
-    sequence = encode_splice(examiner.model, Splice.of(case, 1), case.question, examiner.processor)
-    prompt = examiner.processor.prompts([case.prompt])
-    tokens = examiner.model.generate(**prompt, video_embeds=[sequence.embeds], max_new_tokens=32, do_sample=False)
-    assert prediction["prediction"] == examiner.processor.batch_decode(tokens)[0]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"depth": 2}, "case 0: depth must lie from 0 to 1, got 2"),
-        ({"depth": "0.5"}, "case 0: depth must be a finite number, got str '0.5'"),
-        ({"haystack": "none.mp4"}, "case 0: haystack: there is no file .*none.mp4"),
-        ({"needle": 3}, "case 0: "),
-        ({"question": " "}, "case 0: question must be a non-empty string"),
-        ({"options": "ab"}, "case 0: options must be a list of strings"),
-        ({"options": ["a", "a"]}, "case 0: options must be at most 26 different ones"),
-        ({"answer": "c"}, "case 0: answer must be one of the options a, b, got 'c'"),
-        ({"hint": "x"}, "case 0: must have exactly the fields answer, depth, haystack, needle, options, question"),
-    ],
-)
-def test_bad_cases(change: dict, message: str, footage: Path, tmp_path: Path) -> None:
-    videos = {name: str(footage / f"{file}.mp4") for name, file in {"haystack": "hay", "needle": "needle"}.items()}
-    record = {"depth": 0.5, "question": "which?", "options": ["a", "b"], "answer": "a"} | videos
-    (tmp_path / "cases.json").write_text(json.dumps([record]))
-    assert len(load_cases(tmp_path / "cases.json")) == 1
-    (tmp_path / "cases.json").write_text(json.dumps([record | change]))
-    with pytest.raises(ValueError, match=message):
-        load_cases(tmp_path / "cases.json")
-
-
-def test_bad_case_files(miniature: Path, footage: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"can't read .*none\.json as a list of cases"):
-        load_cases(tmp_path / "none.json")
-    (tmp_path / "empty.json").write_text("[]")
-    with pytest.raises(ValueError, match="must hold a list of cases, got list"):
-        load_cases(tmp_path / "empty.json")
-    with pytest.raises(ValueError, match="cases must be at least one"):
-        evaluate_cases(miniature, [])
-
-
 # --- The command -----------------------------------------------------------------------------------------------------
 
 Vilamp = Callable[..., tuple[int, str, str]]
@@ -618,18 +466,6 @@ def test_the_command(finished: tuple[Evaluation, Path], miniature: Path, vilamp:
     assert code == 0, err
     for text in ("mean accuracy 0.000", "roll call", "dks + dfm", "0/1", "0.000 (0.00–0.79)"):
         assert text in " ".join(out.split())
-
-
-def test_the_command_answers_cases(miniature: Path, footage: Path, vilamp: Vilamp) -> None:
-    record = {"haystack": "hay.mp4", "needle": "needle.mp4", "depth": 0.5, "question": "which?"}
-    (footage / "mine.json").write_text(json.dumps([record | {"options": ["a [red] cat", "a dog"], "answer": "a dog"}]))
-    code, out, err = vilamp("--model", miniature, "--cases", footage / "mine.json", "--json")
-    assert code == 0, err
-    assert json.loads(out)["questions"] == 1
-    code, out, err = vilamp("--model", miniature, "--cases", footage / "mine.json")
-    assert code == 0, err
-    assert "which?" in out
-    assert "a dog" in out
 
 
 def test_the_commands_families_are_all_there_are() -> None:

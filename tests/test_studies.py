@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from scipy.stats import binom
+from tiny_models import save_random_miniature
 
 from vilamp_lite.checkpoints import load_checkpoint, load_processor
-from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.evaluation import niah, studies
 from vilamp_lite.evaluation.niah import Cell, CellResult, Examiner, Prediction, cell_haystacks
 from vilamp_lite.evaluation.scoring import paired_difference_interval, wilson_interval
@@ -40,10 +40,7 @@ from vilamp_lite.evaluation.studies import (
     sensitivity_study,
     share_needed,
 )
-from vilamp_lite.merging import QFormerMerger
-from vilamp_lite.miniature import miniature_processor
-from vilamp_lite.modeling import TokenKind, ViLaMPForConditionalGeneration
-from vilamp_lite.progress import loading_quietly
+from vilamp_lite.modeling import TokenKind
 from vilamp_lite.tinyworld.questions import FAMILIES
 
 EXAM = Exam((64, 80), (0.0, 1.0), ("attribute", "two needles"), questions=3, seed=3, pool=30)
@@ -53,15 +50,7 @@ EXAM = Exam((64, 80), (0.0, 1.0), ("attribute", "two needles"), questions=3, see
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random miniature with its Q-Former, as `vilamp train` lays them out."""
     folder = tmp_path_factory.mktemp("models") / "miniature"
-    torch.manual_seed(0)
-    # A random selector finds all frames alike; filling the gaps gives several keyframes.
-    model = ViLaMPForConditionalGeneration(ViLaMPConfig.miniature(fill="gaps"))
-    model.vision_tower.load_state_dict(model.selector.vision.state_dict())
-    with loading_quietly():
-        model.save_pretrained(folder)
-        miniature_processor(model).save_pretrained(folder)
-    (folder / "qformer").mkdir()
-    save_file(QFormerMerger(96, 96).state_dict(), folder / "qformer" / "model.safetensors")
+    save_random_miniature(folder)
     return folder
 
 
@@ -300,7 +289,7 @@ SHORT = Exam((64,), (0.5,), ("attribute",), questions=2, seed=3, pool=30)
 
 
 def test_a_study_goes_on_where_it_stopped(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    generate, calls = niah._generate, []
+    generate, calls = niah.generate_answer, []
 
     def interrupted(*arguments) -> str:
         calls.append(arguments)
@@ -308,7 +297,7 @@ def test_a_study_goes_on_where_it_stopped(miniature: Path, tmp_path: Path, monke
             raise KeyboardInterrupt
         return generate(*arguments)
 
-    monkeypatch.setattr(niah, "_generate", interrupted)
+    monkeypatch.setattr(niah, "generate_answer", interrupted)
     settings = {"keyframes": (2, 4), "out": tmp_path}
     with pytest.raises(KeyboardInterrupt):
         keyframes_study(miniature, SHORT, **settings)
@@ -369,7 +358,8 @@ def test_attention_by_brute_force(miniature: Path) -> None:
     examiner.features.encode(scene for haystack in haystacks for scene in haystack.scenes)
     found: dict[str, list[float]] = {}
     for haystack in haystacks:
-        sequence, embeds = studies._sequence(examiner, haystack, "dks", "dfm")
+        sequence = examiner.sequence(haystack, "dks", "dfm")
+        embeds, _ = examiner.features.of(haystack.scenes)
         prompt = processor.prompts([haystack.question.text])
         embeddings, mask, _ = model.place_videos(prompt["input_ids"], [sequence.embeds])
         expected = model(**prompt, video_embeds=[sequence.embeds]).logits

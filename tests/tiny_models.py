@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 from vilamp_lite.configuration import ViLaMPConfig
+from vilamp_lite.merging import QFormerMerger
+from vilamp_lite.miniature import save_miniature
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -24,6 +26,14 @@ def tiny_model(seed: int = 0, **changes: object) -> ViLaMPForConditionalGenerati
     """A random model; a random selector finds all frames alike, so gaps are filled to get several keyframes."""
     torch.manual_seed(seed)
     return ViLaMPForConditionalGeneration(ViLaMPConfig.tiny(**{"fill": "gaps"} | changes)).eval()
+
+
+def save_random_miniature(folder: Path) -> None:
+    """A random miniature with its Q-Former, as `vilamp train` lays them out; its gaps are filled, see `tiny_model`."""
+    torch.manual_seed(0)
+    model = ViLaMPForConditionalGeneration(ViLaMPConfig.miniature(fill="gaps"))
+    model.vision_tower.load_state_dict(model.selector.vision.state_dict())
+    save_miniature(model, QFormerMerger(96, 96), folder)
 
 
 def tiny_inputs(num_frames: int = 7, seed: int = 0, text: tuple[int, ...] = (5, 6, -200, 7, 8, 9)) -> dict:

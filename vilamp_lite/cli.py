@@ -325,6 +325,8 @@ def _require_tinyworld(video: Path, question: str, force: bool) -> None:
     from vilamp_lite.tinyworld.encoder import require_known_words
     from vilamp_lite.tinyworld.render import is_tinyworld
 
+    if not (MINIATURE / "config.json").is_file():
+        raise ValueError(f"there is no model in {MINIATURE}: give --model DIR (`vilamp train` makes one)")
     if not force and video.exists() and not is_tinyworld(video):
         raise ValueError(
             f"{video} does not show TinyWorld, and without --model the miniature answers, which was trained on nothing "
@@ -421,9 +423,13 @@ def train(
         if processes > 1 and "LOCAL_RANK" not in os.environ:
             _run_in_processes(processes)
         if preset is Preset.MINIATURE:
-            from vilamp_lite.miniature import train_miniature
+            from vilamp_lite.miniature import curves, train_miniature
 
             saved = train_miniature(out, seed, study, encoder=encoder, mixed_precision=mixed_precision)
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                from vilamp_lite.plots import training_curves
+
+                training_curves(curves(out, study, seed)).savefig(saved.parent / "curves.png")
         else:
             import torch
 
@@ -518,7 +524,8 @@ def niah(
         if cases is not None and given:
             raise ValueError(f"--cases have their own questions and haystacks: leave out {', '.join(given)}")
         # Imported here: torch takes seconds, and `vilamp --help` should not.
-        from vilamp_lite.evaluation.niah import evaluate_cases, evaluate_cells, grid, load_cases
+        from vilamp_lite.evaluation.footage import evaluate_cases, load_cases
+        from vilamp_lite.evaluation.niah import evaluate_cells, grid
 
         if cases is not None:
             result = evaluate_cases(model, load_cases(cases), out=out, device=device)

@@ -269,7 +269,7 @@ class ViLaMPConfig(PreTrainedConfig):
         """TinyWorld's model, which `vilamp train --preset miniature` trains: 16 patches, K = 4, 3 layers of width 128.
 
         Against `paper()` it adds the keyframe block and the scaled attention logits, keeps all of a keyframe's patches,
-        and starts the merge's temperature at 0.07.
+        starts the merge's temperature at 0.07, and has a Qwen3 for its language model.
 
         Args:
             changes: fields to set otherwise.

@@ -441,19 +441,19 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 def _unit(vectors: torch.Tensor) -> torch.Tensor:
-    with _without_autocast(vectors.device):
+    with without_autocast(vectors.device):
         return F.normalize(_precise(vectors), dim=-1, eps=_EPS)
 
 
 def _cosine(vectors: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
     """Cosines over the last axis with unit vectors, without a normalised copy of the larger side."""
-    with _without_autocast(vectors.device):
+    with without_autocast(vectors.device):
         vectors = _precise(vectors)
         dots = torch.einsum("...d,...d->...", vectors, unit)
         return dots / torch.linalg.vector_norm(vectors, dim=-1).clamp_min(_EPS)
 
 
-def _without_autocast(device: torch.device) -> AbstractContextManager:
+def without_autocast(device: torch.device) -> AbstractContextManager:
     """Mixed precision would bring the scores back to half; the meta device knows no mixed precision."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 

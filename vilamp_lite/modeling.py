@@ -37,7 +37,13 @@ from transformers.utils import can_return_tuple
 from vilamp_lite.checks import describe, float_tensor
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.keyframes import KeyframeSelection, select_keyframes
-from vilamp_lite.merging import DifferentialMerger, pool_patches, preceding_keyframe, released_reference
+from vilamp_lite.merging import (
+    DifferentialMerger,
+    pool_patches,
+    preceding_keyframe,
+    released_reference,
+    without_autocast,
+)
 from vilamp_lite.progress import progress_bar
 from vilamp_lite.video import FrameBatch, FrameStream, frames_at, stream_frames
 
@@ -293,14 +299,16 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
 
     def embed_frames(self, selector_pixel_values: torch.Tensor) -> torch.Tensor:
         """Embed frames [B, 3, h, w] in the selector's space, [B, query_size], not normalised."""
-        return _features(self.selector.get_image_features(_onto(selector_pixel_values, self.selector)))
+        with without_autocast(self.device):
+            return _features(self.selector.get_image_features(_onto(selector_pixel_values, self.selector)))
 
     def embed_query(
         self, query_input_ids: torch.Tensor, query_attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Embed queries [B, L] in the selector's space, [B, query_size], not normalised."""
         mask = None if query_attention_mask is None else query_attention_mask.to(self.device)
-        return _features(self.selector.get_text_features(query_input_ids.to(self.device), attention_mask=mask))
+        with without_autocast(self.device):
+            return _features(self.selector.get_text_features(query_input_ids.to(self.device), attention_mask=mask))
 
     def select(self, frame_embeds: torch.Tensor, query_embed: torch.Tensor) -> KeyframeSelection:
         """Choose the keyframes of one video with the configuration's K, τ, floor and filling (Algorithm 1).

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from vilamp_lite.evaluation.scenes import Scene
 from vilamp_lite.keyframes import KeyframeSelection
+from vilamp_lite.training import smoothed
 
 if TYPE_CHECKING:
     from vilamp_lite.configuration import ViLaMPConfig
@@ -560,6 +561,26 @@ def _arrow(
 
 
 Interval = tuple[float, float, float]  # a share, and the low and high end of its interval
+
+
+def training_curves(curves: Mapping[str, np.ndarray]) -> Figure:
+    """Show how each stage of a training went: loss above, accuracy below.
+
+    Args:
+        curves: for each stage, in order, [steps, 2]: loss and accuracy of every step; drawn as means over 2 % of them.
+    """
+    size = (1 + 2.4 * len(curves), 3.8)
+    figure, axes = plt.subplots(2, len(curves), figsize=size, sharex="col", squeeze=False, layout="constrained")
+    for (upper, lower), (stage, curve) in zip(axes.T, curves.items(), strict=True):
+        steps, means = zip(*smoothed(curve, max(len(curve) // 50, 1)), strict=True)
+        loss, accuracy = np.array(means).T
+        upper.plot(steps, loss, color=_BLUE)
+        upper.set(title=stage, ylim=(0, None))
+        lower.plot(steps, accuracy, color=_ORANGE)
+        lower.set(xlabel="step", ylim=(-0.03, 1.03))
+    axes[0, 0].set_ylabel("loss")
+    axes[1, 0].set_ylabel("accuracy in training")
+    return figure
 
 
 def needle_heat_maps(accuracy: Mapping[str, np.ndarray], frames: Sequence[int], depths: Sequence[float]) -> Figure:

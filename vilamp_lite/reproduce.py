@@ -6,12 +6,9 @@
 import base64
 import json
 import os
-import platform
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
@@ -23,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vilamp_lite.progress import progress_bar
+from vilamp_lite.stamp import ROOT, make_stamp
 
-ROOT = Path(__file__).resolve().parents[1]
 CELL_TIMEOUT = 600  # seconds; a stuck cell would otherwise wait for ever
 
 
@@ -82,7 +79,8 @@ def run_notebook(notebook: Path, out: Path, parameters: dict[str, object] | None
     except (CellTimeoutError, DeadKernelError) as failure:
         error = f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
     run = Run(notebook.stem, time.perf_counter() - start, _export(executed, folder), error, str(folder))
-    (folder / "result.json").write_text(json.dumps(asdict(run) | _stamp(notebook, parameters or {}), indent=1) + "\n")
+    result = asdict(run) | make_stamp(parameters=_parameters(notebook, parameters or {}))
+    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     return run
 
 
@@ -102,18 +100,9 @@ def _export(executed: Path, folder: Path) -> list[str]:
     return names
 
 
-def _stamp(notebook: Path, parameters: dict[str, object]) -> dict[str, object]:
-    """What a reader needs to run it again: parameters, commit, versions and hardware."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    defaults = {name: about["default"] for name, about in papermill.inspect_notebook(notebook).items()}
-    packages = ("vilamp-lite", "torch", "transformers", "av", "numpy", "papermill")
-    return {
-        "parameters": defaults | parameters,
-        "commit": commit.stdout.strip() or None,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
+def _parameters(notebook: Path, given: dict[str, object]) -> dict[str, object]:
+    """Every parameter of a run: the notebook's own values, and those given."""
+    return {name: about["default"] for name, about in papermill.inspect_notebook(notebook).items()} | given
 
 
 def main() -> int:

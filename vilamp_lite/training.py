@@ -9,6 +9,7 @@ launch` works.
 import json
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,9 +65,10 @@ class Stage:
             raise ValueError(f"warmup is a share of the steps, from 0 to 1, got {self.warmup}")
 
 
-class Task(nn.Module):
+class Task(nn.Module, ABC):
     """What a stage trains: trainable parameters, and how a step's loss comes about."""
 
+    @abstractmethod
     def forward(self, random: np.random.Generator, batch_size: int, progress: float) -> tuple[torch.Tensor, float]:
         """Make a batch and return its loss and its accuracy.
 
@@ -75,7 +77,6 @@ class Task(nn.Module):
             batch_size: examples of this process.
             progress: how much of the stage is done, from 0 to 1.
         """
-        raise NotImplementedError
 
 
 def make_accelerator(mixed_precision: str = "no") -> Accelerator:

@@ -1,4 +1,4 @@
-"""VideoNIAH, needles in haystacks (the paper's Fig. 2): in TinyWorld, and on a user's own footage.
+"""VideoNIAH, needles in haystacks (the paper's Fig. 2), in TinyWorld.
 
 A cell is a number of questions of one family, in haystacks of one length and at one depth, answered by one variant of
 the model. Every variant gets the same questions in the same haystacks, so that variants can be compared in pairs; other
@@ -6,20 +6,14 @@ lengths, depths and families get others, so that cells can be pooled.
 """
 
 import itertools
-import json
 import multiprocessing
 import os
-import platform
-import string
-import subprocess
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from hashlib import file_digest
-from importlib.metadata import version
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -32,24 +26,30 @@ from vilamp_lite.ablation import MERGER_NAMES, choose_keyframes, mixed_tokens
 from vilamp_lite.checkpoints import load_checkpoint, load_config, load_processor, read_safetensors
 from vilamp_lite.checks import choice, describe, finite_number, positive_int
 from vilamp_lite.encoders import usable_device
-from vilamp_lite.evaluation.scoring import answers_match, option_matches, wilson_interval
+from vilamp_lite.evaluation.results import (
+    Prediction,
+    accuracy,
+    generate_answer,
+    keep_result,
+    kept_result,
+    make_prediction,
+    weights_fingerprint,
+)
+from vilamp_lite.evaluation.scoring import answers_match
 from vilamp_lite.keyframes import SELECTORS
 from vilamp_lite.merging import QFormerMerger
-from vilamp_lite.modeling import FrameProcessor, MixedPrecisionSequence, ViLaMPForConditionalGeneration
+from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
 from vilamp_lite.progress import progress_bar
+from vilamp_lite.stamp import make_stamp
 from vilamp_lite.tinyworld.bank import encode_scenes
 from vilamp_lite.tinyworld.encoder import TinyWorldModel
 from vilamp_lite.tinyworld.haystack import Haystack, hide, pool_scenes
 from vilamp_lite.tinyworld.questions import FAMILIES, Question, sample_questions
 from vilamp_lite.tinyworld.render import Scene
-from vilamp_lite.video import frames_at, stream_frames
 
 POOL = 3000  # scenes that all haystacks are made of: 24,000 frames, encoded once
 _ANSWER_TOKENS = 6  # TinyWorld's longest answer has three words
-_CASE_TOKENS = 32
-_FRAMES_AT_ONCE = 8  # of real footage, as in `encode_video`
-_ROOT = Path(__file__).parents[2]
 
 
 # --- Cells -----------------------------------------------------------------------------------------------------------
@@ -97,29 +97,6 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What the model made of one question.
-
-    Attributes:
-        question: what was asked.
-        answer: what is right.
-        prediction: what the model said.
-        correct: whether that is the same.
-        keyframes: frame numbers, in temporal order.
-        tokens: visual tokens.
-        needle_recall: share of the needles that have a keyframe.
-    """
-
-    question: str
-    answer: str
-    prediction: str
-    correct: bool
-    keyframes: list[int]
-    tokens: int
-    needle_recall: float
-
-
-@dataclass(frozen=True)
 class CellResult:
     """A cell and its predictions."""
 
@@ -133,7 +110,7 @@ class CellResult:
 
     def as_json(self) -> dict[str, Any]:
         """The cell with its accuracy and Wilson's 95 % interval: frames, depth, …, correct, accuracy, low, high."""
-        return asdict(self.cell) | _accuracy(self.correct)
+        return asdict(self.cell) | accuracy(self.correct)
 
 
 @dataclass(frozen=True)
@@ -142,7 +119,7 @@ class Evaluation:
 
     Attributes:
         results: at least one.
-        stamp: what a reader needs to run it again, see `make_stamp`.
+        stamp: what a reader needs to run it again, see `vilamp_lite.stamp`.
     """
 
     results: list[CellResult]
@@ -204,11 +181,6 @@ def _cell_questions(cell: Cell, seed: int) -> list[Question]:
     if longest > cell.frames:
         raise ValueError(f"frames must be at least {longest} to hold the needles of a {cell.family}, got {cell.frames}")
     return questions
-
-
-def _accuracy(correct: Sequence[bool]) -> dict[str, Any]:
-    low, high = wilson_interval(sum(correct), len(correct))
-    return {"correct": sum(correct), "accuracy": sum(correct) / len(correct), "low": low, "high": high}
 
 
 # --- Answering a cell ------------------------------------------------------------------------------------------------
@@ -293,15 +265,23 @@ class Examiner:
             yield self._answer(haystack, cell.selector, cell.merger)
 
     def _answer(self, haystack: Haystack, selector: str, merger: str) -> Prediction:
-        model, question = self.model, haystack.question
-        embeds, patches = self.features.of(haystack.scenes)
-        query = model.embed_query(**self.processor.selector_query([question.text]))[0]
-        keyframes = choose_keyframes(model, embeds, query.cpu(), selector)
-        patches = patches.to(model.device).to(query.dtype)
-        sequence = mixed_tokens(model, patches, keyframes, query, merger, self.qformer)
-        said = _generate(model, self.processor, question.text, sequence, _ANSWER_TOKENS)
+        question, sequence = haystack.question, self.sequence(haystack, selector, merger)
+        said = generate_answer(self.model, self.processor, question.text, sequence, _ANSWER_TOKENS)
         right = answers_match(said, question.answer)
-        return _prediction(question.text, question.answer, said, right, sequence, haystack.needle_frames)
+        return make_prediction(question.text, question.answer, said, right, sequence, haystack.needle_frames)
+
+    @torch.inference_mode()
+    def sequence(self, haystack: Haystack, selector: str, merger: str) -> MixedPrecisionSequence:
+        """A haystack as the model reads it; its scenes must have been encoded (`features.encode`).
+
+        Raises:
+            ValueError: as `choose_keyframes` and `mixed_tokens`.
+        """
+        embeds, patches = self.features.of(haystack.scenes)
+        query = self.model.embed_query(**self.processor.selector_query([haystack.question.text]))[0]
+        keyframes = choose_keyframes(self.model, embeds, query.cpu(), selector)
+        patches = patches.to(self.model.device).to(query.dtype)
+        return mixed_tokens(self.model, patches, keyframes, query, merger, self.qformer)
 
 
 def load_qformer(directory: Path, model: ViLaMPForConditionalGeneration) -> QFormerMerger:
@@ -323,33 +303,6 @@ def _qformer_file(directory: Path) -> Path:
     if not file.is_file():
         raise ValueError(f"the merger 'qformer' needs {file}, which `vilamp train` writes; leave it out, or train one")
     return file
-
-
-def _generate(
-    model: ViLaMPForConditionalGeneration,
-    processor: ViLaMPProcessor,
-    prompt: str,
-    sequence: MixedPrecisionSequence,
-    max_new_tokens: int,
-) -> str:
-    tokens = model.generate(
-        **processor.prompts([prompt]), video_embeds=[sequence.embeds], max_new_tokens=max_new_tokens, do_sample=False
-    )
-    return processor.batch_decode(tokens)[0].strip()
-
-
-def _prediction(
-    question: str,
-    answer: str,
-    said: str,
-    correct: bool,
-    sequence: MixedPrecisionSequence,
-    needle_frames: Sequence[tuple[int, int]],
-) -> Prediction:
-    keyframes = sequence.keyframes.tolist()
-    found = [any(start <= frame < stop for frame in keyframes) for start, stop in needle_frames]
-    recall = sum(found) / len(found)
-    return Prediction(question, answer, said, correct, keyframes, len(sequence.embeds), recall)
 
 
 # --- Many cells: kept on disk, spread over processes -----------------------------------------------------------------
@@ -410,14 +363,16 @@ def evaluate_cells(
         any(cell.merger == "qformer" for cell in cells),
     )
     _check(run, cells, processes)
-    stamp = make_stamp(run.model, seed, pool=pool, changes=dict(run.changes), device=run.device)
+    about = {"seed": seed, "pool": pool, "changes": dict(run.changes), "device": run.device}
+    stamp = make_stamp(model=str(run.model), **about)
     files = {cell: Path(out) / cell.file_name for cell in cells} if out is not None else {}
-    weights = {merger: _fingerprint(run.model, merger) for merger in {cell.merger for cell in files}}
     common = {"seed": seed, "pool": pool, "changes": dict(run.changes)}
-    settings = {cell: asdict(cell) | common | {"weights": weights[cell.merger]} for cell in files}
+    if files:
+        common["weights"] = weights_fingerprint(run.model)
+    settings = {cell: asdict(cell) | common for cell in files}
     results = {}
     for cell, file in files.items():
-        if (kept := _kept(file, settings[cell])) is not None:
+        if (kept := kept_result(file, settings[cell])) is not None:
             results[cell] = [Prediction(**prediction) for prediction in kept["predictions"]]
     todo = [cell for cell in cells if cell not in results]
     count = sum(cell.questions for cell in cells)
@@ -430,22 +385,8 @@ def evaluate_cells(
             if cell in files:
                 about = {"cell": CellResult(cell, predictions).as_json(), "settings": settings[cell]}
                 content = about | {"predictions": [asdict(prediction) for prediction in predictions], "stamp": stamp}
-                _keep(files[cell], content)
+                keep_result(files[cell], content)
     return Evaluation([CellResult(cell, results[cell]) for cell in cells], stamp)
-
-
-def make_stamp(model: Path, seed: int | None = None, **settings: Any) -> dict[str, Any]:
-    """What a reader needs to run it again: model, seed, settings, commit, versions and hardware."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=_ROOT, capture_output=True, text=True, check=False)
-    return {
-        "model": str(model),
-        "seed": seed,
-        **settings,
-        "commit": commit.stdout.strip() or None,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("vilamp-lite", "torch", "transformers", "av", "numpy")},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
 
 
 def _check(run: _Run, cells: Sequence[Cell], processes: int) -> None:
@@ -460,44 +401,6 @@ def _check(run: _Run, cells: Sequence[Cell], processes: int) -> None:
         _qformer_file(run.model)
     for cell in cells:
         _cell_questions(cell, run.seed)
-
-
-def _fingerprint(model: Path, merger: str = "dfm") -> str:
-    """A number that changes when a checkpoint's configuration or weights do."""
-    files = [model / "config.json", *sorted(model.glob("*.safetensors"))]
-    digests = []
-    for path in [*files, _qformer_file(model)] if merger == "qformer" else files:
-        with path.open("rb") as file:
-            digests.append(file_digest(file, "sha256").hexdigest()[:16])
-    return " ".join(digests)
-
-
-def _kept(file: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """What a file holds, or None if there is none.
-
-    Raises:
-        ValueError: it is of other settings, or damaged.
-    """
-    if not file.is_file():
-        return None
-    try:
-        content = json.loads(file.read_text())
-        found = content["settings"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is not a result ({error}); delete it, or choose another folder") from error
-    wanted = json.loads(json.dumps(settings))
-    other = [f"{name} {found.get(name)}, not {value}" for name, value in wanted.items() if found.get(name) != value]
-    if other:
-        raise ValueError(f"{file} is of another evaluation ({'; '.join(other)}); delete it, or choose another folder")
-    return content
-
-
-def _keep(file: Path, content: dict[str, Any]) -> None:
-    """Write a file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    waiting = file.with_suffix(f".{os.getpid()}")
-    waiting.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    os.replace(waiting, file)
 
 
 def _answered(run: _Run, cells: Sequence[Cell], processes: int, bar: tqdm) -> Iterator[tuple[Cell, list[Prediction]]]:
@@ -546,253 +449,3 @@ def _examine(run: _Run, cell: Cell) -> list[Prediction]:
 def _worker_examiner(run: _Run) -> Examiner:
     """The model, loaded once in each process."""
     return run.examiner()
-
-
-# --- A user's own footage --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Case:
-    """A needle in a haystack of real footage.
-
-    Attributes:
-        haystack: a video file.
-        needle: a video file, shown whole inside the haystack.
-        depth: where, from 0, before it, to 1, after it.
-        question: what is asked.
-        options: lettered choices; empty for an open question.
-        answer: one of them.
-    """
-
-    haystack: Path
-    needle: Path
-    depth: float
-    question: str
-    options: tuple[str, ...]
-    answer: str
-
-    def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            ValueError: a value of another kind or out of range, a file that is not there, or an answer that is not
-                among the options.
-        """
-        for name in ("haystack", "needle"):
-            if not getattr(self, name).is_file():
-                raise ValueError(f"{name}: there is no file {getattr(self, name)}")
-        if not 0 <= finite_number("depth", self.depth) <= 1:
-            raise ValueError(f"depth must lie from 0 to 1, got {self.depth}")
-        for name in ("question", "answer"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value.strip():
-                raise ValueError(f"{name} must be a non-empty string, got {describe(value)}")
-        if len(set(self.options)) != len(self.options) or len(self.options) > len(string.ascii_uppercase):
-            raise ValueError(f"options must be at most {len(string.ascii_uppercase)} different ones")
-        if self.options and self.answer not in self.options:
-            raise ValueError(f"answer must be one of the options {', '.join(self.options)}, got {self.answer!r}")
-
-    @property
-    def prompt(self) -> str:
-        """The question with its lettered options, as multiple-choice benchmarks put it."""
-        if not self.options:
-            return self.question
-        lines = [f"{letter}. {option}" for letter, option in zip(string.ascii_uppercase, self.options, strict=False)]
-        return "\n".join([self.question, *lines, "Answer with the option's letter from the given choices directly."])
-
-    def is_correct(self, prediction: str) -> bool:
-        """Tell whether a prediction names the right option, or gives the answer where there are no options."""
-        if self.options:
-            return option_matches(prediction, self.options, self.answer)
-        return answers_match(prediction, self.answer)
-
-
-def load_cases(path: str | os.PathLike[str]) -> list[Case]:
-    """Read a user's own needles and haystacks.
-
-    Args:
-        path: JSON, a list of {haystack, needle, depth, question, options, answer}; paths of videos are relative to it.
-
-    Raises:
-        ValueError: no such file, not such a list, or as `Case`; the message says which case.
-    """
-    try:
-        records = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"can't read {path} as a list of cases: {error}") from error
-    if not isinstance(records, list) or not records:
-        raise ValueError(f"{path} must hold a list of cases, got {type(records).__name__}")
-    names = set(Case.__dataclass_fields__)
-    cases = []
-    for number, record in enumerate(records):
-        if not isinstance(record, dict) or set(record) != names:
-            raise ValueError(f"{path}, case {number}: must have exactly the fields {', '.join(sorted(names))}")
-        options = record["options"]
-        if not isinstance(options, list) or not all(isinstance(option, str) and option.strip() for option in options):
-            raise ValueError(f"{path}, case {number}: options must be a list of strings")
-        try:
-            videos = {name: Path(path).parent / record[name] for name in ("haystack", "needle")}
-            cases.append(Case(**record | videos | {"options": tuple(options)}))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}, case {number}: {error}") from error
-    return cases
-
-
-@dataclass(frozen=True)
-class Splice:
-    """A needle inside a haystack, frame by frame; nothing is written or held but a batch.
-
-    Attributes:
-        haystack: a video file.
-        needle: a video file.
-        fps: frames sampled per second of both.
-        place: the needle's first frame in the whole.
-        needle_frames: how many it has.
-        num_frames: N, of the whole.
-    """
-
-    haystack: Path
-    needle: Path
-    fps: float
-    place: int
-    needle_frames: int
-    num_frames: int
-
-    @classmethod
-    def of(cls, case: Case, fps: float) -> "Splice":
-        """Plan the splice of a case.
-
-        Raises:
-            VideoError: a file can't be read.
-        """
-        hay, needle = (stream_frames(path, fps=fps).num_frames for path in (case.haystack, case.needle))
-        return cls(case.haystack, case.needle, fps, round(case.depth * hay), needle, hay + needle)
-
-    def batches(self, batch_size: int = _FRAMES_AT_ONCE) -> Iterator[np.ndarray]:
-        """Yield the frames in order, uint8 [B, H, W, 3]; haystack and needle never share a batch.
-
-        Raises:
-            VideoError: a file can't be read, or not to its end.
-        """
-        left = self.place  # haystack frames before the needle
-        for frames, _, _ in stream_frames(self.haystack, fps=self.fps, batch_size=batch_size):
-            if 0 <= left < len(frames):
-                yield from (part for part in (frames[:left],) if len(part))
-                yield from self._needle_batches(batch_size)
-                yield frames[left:]
-            else:
-                yield frames
-            left -= len(frames)
-        if left == 0:
-            yield from self._needle_batches(batch_size)
-
-    def frame(self, number: int) -> np.ndarray:
-        """One frame, uint8 [1, H, W, 3]."""
-        in_needle = number - self.place
-        if 0 <= in_needle < self.needle_frames:
-            return frames_at(self.needle, [in_needle], fps=self.fps)
-        return frames_at(self.haystack, [number if in_needle < 0 else number - self.needle_frames], fps=self.fps)
-
-    def _needle_batches(self, batch_size: int) -> Iterator[np.ndarray]:
-        return (batch.frames for batch in stream_frames(self.needle, fps=self.fps, batch_size=batch_size))
-
-
-@torch.inference_mode()
-def encode_splice(
-    model: ViLaMPForConditionalGeneration, splice: Splice, query: str, processor: FrameProcessor
-) -> MixedPrecisionSequence:
-    """Stream a splice into its mixed-precision sequence, in two passes, as `encode_video` does with a file.
-
-    Memory: one batch of frames, one selector embedding per frame, the patches of reference frames, and the tokens.
-
-    Args:
-        model: any.
-        splice: needle and haystack.
-        query: what the keyframes should be relevant to; the bare question.
-        processor: makes pixels and query tokens.
-
-    Raises:
-        ValueError: no frame is a keyframe.
-        VideoError: a file can't be read, or not to its end.
-    """
-    query_embed = model.embed_query(**processor.selector_query([query]))[0]
-    embeds = []
-    with progress_bar(2 * splice.num_frames, "frames", "decode, encode") as bar:
-
-        def watched() -> Iterator[np.ndarray]:
-            for frames in splice.batches():
-                yield frames
-                bar.update(len(frames))
-
-        for frames in watched():
-            embeds.append(model.embed_frames(processor.selector_pixels(frames)).cpu())
-        keyframes = model.select(torch.cat(embeds), query_embed.cpu()).indices
-        read_ahead = {
-            frame: model.patch_features(processor.vision_pixels(splice.frame(frame)))[0]
-            for frame in model.early_references(splice.num_frames, keyframes)
-        }
-        patches = (model.patch_features(processor.vision_pixels(frames)) for frames in watched())
-        return model.mix_tokens(patches, splice.num_frames, keyframes, query_embed, read_ahead)
-
-
-def evaluate_cases(
-    model: str | os.PathLike[str],
-    cases: Sequence[Case],
-    *,
-    out: str | os.PathLike[str] | None = None,
-    device: str | None = None,
-) -> dict[str, Any]:
-    """Answer a user's own cases with any checkpoint, as it is configured.
-
-    Args:
-        model: a checkpoint directory, ours or in the authors' format.
-        cases: from `load_cases`.
-        out: a folder that keeps each finished case in a file; those in it are not run again.
-        device: where the model runs; a GPU if there is any when left out.
-
-    Returns:
-        questions, correct, accuracy, low, high, predictions (a `Prediction`'s fields each) and stamp.
-
-    Raises:
-        ValueError: no cases, bad settings, a video that does not fit the context, or a file in `out` that is of another
-            model or case.
-        VideoError: a video can't be read.
-    """
-    if not cases:
-        raise ValueError("cases must be at least one")
-    directory, place = Path(model), str(usable_device(device))
-    config = load_config(directory)
-    processor = load_processor(directory, config)
-    splices = [Splice.of(case, config.fps) for case in cases]
-    for case, splice in zip(cases, splices, strict=True):
-        prompt_tokens = processor.prompts([case.prompt])["input_ids"].shape[1] - 1
-        config.require_room(splice.num_frames, prompt_tokens, _CASE_TOKENS)
-    stamp = make_stamp(directory, device=place)
-    weights = None if out is None else _fingerprint(directory)
-    loaded = None
-    predictions = []
-    with progress_bar(len(cases), "cases", "niah") as bar:
-        for number, (case, splice) in enumerate(zip(cases, splices, strict=True)):
-            settings = {name: str(value) for name, value in asdict(case).items()} | {"weights": weights}
-            file = None if out is None else Path(out) / f"case_{number}.json"
-            kept = None if file is None else _kept(file, settings)
-            if kept is None:
-                loaded = loaded or load_checkpoint(directory).to(place)
-                prediction = asdict(_answer_case(loaded, processor, case, splice))
-                kept = {"settings": settings, "prediction": prediction, "stamp": stamp}
-                if file is not None:
-                    _keep(file, kept)
-            predictions.append(kept["prediction"])
-            bar.update(1)
-    correct = [prediction["correct"] for prediction in predictions]
-    return {"questions": len(cases), **_accuracy(correct), "predictions": predictions, "stamp": stamp}
-
-
-@torch.inference_mode()
-def _answer_case(
-    model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor, case: Case, splice: Splice
-) -> Prediction:
-    sequence = encode_splice(model, splice, case.question, processor)
-    said = _generate(model, processor, case.prompt, sequence, _CASE_TOKENS)
-    needle = (splice.place, splice.place + splice.needle_frames)
-    return _prediction(case.question, case.answer, said, case.is_correct(said), sequence, [needle])

@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from hashlib import sha256
 from os import PathLike
 from pathlib import Path
 from statistics import fmean, stdev
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from vilamp_lite.ablation import MERGER_NAMES, choose_keyframes, mixed_tokens
+from vilamp_lite.ablation import MERGER_NAMES
 from vilamp_lite.checkpoints import load_checkpoint, load_config, load_processor
 from vilamp_lite.checks import choice
 from vilamp_lite.evaluation.niah import (
@@ -33,25 +32,23 @@ from vilamp_lite.evaluation.niah import (
     Cell,
     CellResult,
     Examiner,
-    Prediction,
     cell_haystacks,
     evaluate_cells,
     grid,
-    make_stamp,
 )
+from vilamp_lite.evaluation.results import Prediction, weights_fingerprint
 from vilamp_lite.evaluation.scoring import paired_difference_interval, paired_sign_test, wilson_interval
 from vilamp_lite.modeling import MixedPrecisionSequence, TokenKind, ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
 from vilamp_lite.progress import progress_bar
+from vilamp_lite.stamp import ROOT, make_stamp
 from vilamp_lite.tinyworld import MINIATURE
-from vilamp_lite.tinyworld.haystack import Haystack
 from vilamp_lite.tinyworld.questions import FAMILIES
 
 ALL = "all"  # the family of rows that pool every family
 FULL = ("dks", "dfm")
 BASELINE = ("uniform", "mean")
-_ROOT = Path(__file__).parents[2]
-RESULTS = _ROOT / "figures" / "results"
+RESULTS = ROOT / "figures" / "results"
 CURVE = np.linspace(0, 1, 101)  # shares of the frames at which attention is added up
 
 Row = dict[str, Any]
@@ -383,7 +380,8 @@ def attention_study(
             haystacks = cell_haystacks(cell, exam.seed, exam.pool)
             examiner.features.encode(scene for haystack in haystacks for scene in haystack.scenes)
             for number, haystack in enumerate(haystacks):
-                sequence, embeds = _sequence(examiner, haystack, cell.selector, cell.merger)
+                sequence = examiner.sequence(haystack, cell.selector, cell.merger)
+                embeds, _ = examiner.features.of(haystack.scenes)
                 attention = answer_attention(loaded, examiner.processor, haystack.question.text, sequence)
                 random = np.random.default_rng((exam.seed, number))
                 values, curve = _measure(
@@ -441,19 +439,6 @@ def share_needed(attention: np.ndarray, share: float) -> float:
     """
     most = np.cumsum(np.sort(attention)[::-1]) / attention.sum()
     return float((np.searchsorted(most, share - 1e-9) + 1) / len(attention))
-
-
-@torch.inference_mode()
-def _sequence(
-    examiner: Examiner, haystack: Haystack, selector: str, merger: str
-) -> tuple[MixedPrecisionSequence, torch.Tensor]:
-    """A haystack as the examiner's model reads it, and its frames' embeddings [N, D]."""
-    model = examiner.model
-    embeds, patches = examiner.features.of(haystack.scenes)
-    query = model.embed_query(**examiner.processor.selector_query([haystack.question.text]))[0]
-    keyframes = choose_keyframes(model, embeds, query.cpu(), selector)
-    patches = patches.to(model.device).to(query.dtype)
-    return mixed_tokens(model, patches, keyframes, query, merger, examiner.qformer), embeds
 
 
 def _measure(
@@ -691,8 +676,7 @@ def _evaluate(
 
 def _setting(model: Path, exam: Exam, changes: Mapping[str, Any]) -> str:
     """A folder's name for all cells that can't be told apart by their own: studies share what they have in common."""
-    weights = sha256((model / "config.json").read_bytes() + (model / "model.safetensors").read_bytes()).hexdigest()[:12]
-    parts = [weights, f"seed{exam.seed}", f"pool{exam.pool}", f"questions{exam.questions}"]
+    parts = [weights_fingerprint(model), f"seed{exam.seed}", f"pool{exam.pool}", f"questions{exam.questions}"]
     return "_".join([*parts, *(f"{name}={changes[name]}" for name in sorted(changes))])
 
 
@@ -736,11 +720,11 @@ def _field_study(
 def _shown(model: Model) -> str:
     """A path as a reader elsewhere can use it: from the repository's root, if it lies there."""
     path = Path(model).absolute()
-    return str(path.relative_to(_ROOT)) if path.is_relative_to(_ROOT) else str(model)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(model)
 
 
 def _study(name: str, model: Model, exam: Exam, rows: list[Row], **parameters: Any) -> Study:
-    stamp = make_stamp(Path(model), exam.seed) | {"model": _shown(model)}
+    stamp = make_stamp(model=_shown(model), weights=weights_fingerprint(Path(model)), seed=exam.seed)
     # Through JSON, so that a fresh study and one that was read are alike.
     return json.loads(
         json.dumps({"study": name, "parameters": asdict(exam) | parameters, "rows": rows, "stamp": stamp})
@@ -844,9 +828,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vilamp_lite.evaluation.studies", description=main.__doc__)
     parser.add_argument("studies", nargs="*", metavar="STUDY", help=f"of {', '.join(RECORDED)}")
     parser.add_argument("--model", type=Path, default=MINIATURE, help="the bundled model")
-    parser.add_argument("--trained", type=Path, default=_ROOT / "runs" / "train", help="the folder of `vilamp train`")
+    parser.add_argument("--trained", type=Path, default=ROOT / "runs" / "train", help="the folder of `vilamp train`")
     parser.add_argument("--out", type=Path, default=RESULTS, help="a folder for NAME.json")
-    parser.add_argument("--cells", type=Path, default=_ROOT / "runs" / "studies", help="finished cells, to go on from")
+    parser.add_argument("--cells", type=Path, default=ROOT / "runs" / "studies", help="finished cells, to go on from")
     parser.add_argument("--questions", type=int, help="for each length, depth and family")
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args(arguments)

@@ -1,0 +1,190 @@
+"""VideoNIAH on real footage: needles spliced into haystacks frame by frame, cases that are answered once."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import save_random_miniature
+from typer.testing import CliRunner
+from video_files import read_numbers, write_video
+
+from vilamp_lite import cli
+from vilamp_lite.checkpoints import load_checkpoint, load_processor
+from vilamp_lite.evaluation import footage as footage_module
+from vilamp_lite.evaluation.footage import Case, Splice, encode_splice, evaluate_cases, load_cases
+from vilamp_lite.evaluation.scoring import wilson_interval
+from vilamp_lite.modeling import ViLaMPForConditionalGeneration
+from vilamp_lite.processing import ViLaMPProcessor
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "miniature"
+    save_random_miniature(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(miniature: Path) -> ViLaMPForConditionalGeneration:
+    return load_checkpoint(miniature)
+
+
+@pytest.fixture(scope="module")
+def processor(miniature: Path, model: ViLaMPForConditionalGeneration) -> ViLaMPProcessor:
+    return load_processor(miniature, model.config)
+
+
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A haystack of 20 numbered frames and a needle of 5 smaller ones, both one frame per second."""
+    folder = tmp_path_factory.mktemp("footage")
+    write_video(folder / "hay.mp4", 20, rate=1)
+    write_video(folder / "needle.mp4", 5, rate=1, size=(64, 96))
+    return folder
+
+
+def make_case(footage: Path, **changes: object) -> Case:
+    case = Case(footage / "hay.mp4", footage / "needle.mp4", 0.5, "what color is the star?", ("red", "blue"), "blue")
+    return replace(case, **changes)
+
+
+@pytest.mark.parametrize(("depth", "place"), [(0, 0), (0.3, 6), (0.5, 10), (1, 20)])
+@pytest.mark.parametrize("batch_size", [1, 5, 8, 64])
+def test_a_splice_holds_the_needle_at_its_depth(depth: float, place: int, batch_size: int, footage: Path) -> None:
+    splice = Splice.of(make_case(footage, depth=depth), fps=1)
+    assert (splice.place, splice.needle_frames, splice.num_frames) == (place, 5, 25)
+    shown = []
+    for frames in splice.batches(batch_size):
+        assert 0 < len(frames) <= batch_size
+        shown += [(number, frames.shape[1]) for number in read_numbers(frames)]
+    hay, needle = [(number, 128) for number in range(20)], [(number, 64) for number in range(5)]
+    assert shown == [*hay[:place], *needle, *hay[place:]]
+
+
+def test_a_splices_frames_one_by_one(footage: Path) -> None:
+    splice = Splice.of(make_case(footage), fps=0.5)
+    together = [frame for frames in splice.batches() for frame in frames]
+    assert len(together) == splice.num_frames == 10 + 3
+    for number, frame in enumerate(together):
+        assert np.array_equal(splice.frame(number)[0], frame)
+
+
+@pytest.mark.parametrize("depth", [0, 0.5])
+def test_a_splice_is_encoded_like_its_frames(
+    depth: float, footage: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor
+) -> None:
+    splice = Splice.of(make_case(footage, depth=depth), fps=1)
+    pixels = torch.cat([processor.vision_pixels(frames) for frames in splice.batches()])
+    ahead = []
+    for question in ("what color is the star?", "which two are with the moon?"):
+        with torch.no_grad():
+            query = model.embed_query(**processor.selector_query([question]))[0]
+            expected = model.encode_frames(pixels, pixels, query)
+        sequence = encode_splice(model, splice, question, processor)
+        torch.testing.assert_close(sequence.embeds, expected.embeds, rtol=0, atol=1e-5)
+        assert torch.equal(sequence.keyframes, expected.keyframes)
+        ahead += model.early_references(25, expected.keyframes)
+    assert ahead  # a keyframe was read ahead
+
+
+def test_cases_are_answered_and_kept(miniature: Path, footage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [
+        {"haystack": "hay.mp4", "needle": "needle.mp4", "depth": 0.5, "question": "which?"}
+        | {"options": ["a cat", "a dog"], "answer": "a dog"},
+        {"haystack": "hay.mp4", "needle": "needle.mp4", "depth": 1, "question": "and what?"}
+        | {"options": [], "answer": "A star."},
+    ]
+    (footage / "cases.json").write_text(json.dumps(records))
+    cases = load_cases(footage / "cases.json")
+    assert (
+        cases[0].prompt
+        == "which?\nA. a cat\nB. a dog\nAnswer with the option's letter from the given choices directly."
+    )
+    assert cases[1].prompt == "and what?"
+    prompts: list[str] = []
+
+    def say(model, processor, prompt, sequence, max_new_tokens) -> str:
+        prompts.append(prompt)
+        return "B." if "B. a dog" in prompt else "a moon"
+
+    monkeypatch.setattr(footage_module, "generate_answer", say)
+    out = footage / "out"
+    result = evaluate_cases(miniature, cases, out=out)
+    assert prompts == [case.prompt for case in cases]
+    low, high = wilson_interval(1, 2)
+    scores = {"questions": 2, "correct": 1, "accuracy": 0.5, "low": low, "high": high}
+    assert {name: result[name] for name in scores} == scores
+    assert [p["correct"] for p in result["predictions"]] == [True, False]
+    assert [p["tokens"] for p in result["predictions"]] == [4 * 16 + 21 + 1] * 2
+    places = [range(10, 15), range(20, 25)]
+    for prediction, needle in zip(result["predictions"], places, strict=True):
+        assert prediction["needle_recall"] == any(frame in needle for frame in prediction["keyframes"])
+    # Again: nothing is answered, and another case is refused.
+    assert evaluate_cases(miniature, cases, out=out) == result
+    assert len(prompts) == 2
+    with pytest.raises(ValueError, match=r"case_1.json is of another evaluation \(depth 1, not 0\)"):
+        evaluate_cases(miniature, [cases[0], replace(cases[1], depth=0)], out=out)
+
+
+def test_a_real_answer_to_a_case(
+    miniature: Path, footage: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor
+) -> None:
+    case = make_case(footage)
+    (prediction,) = evaluate_cases(miniature, [case])["predictions"]
+    sequence = encode_splice(model, Splice.of(case, 1), case.question, processor)
+    prompt = processor.prompts([case.prompt])
+    tokens = model.generate(**prompt, video_embeds=[sequence.embeds], max_new_tokens=32, do_sample=False)
+    assert prediction["prediction"] == processor.batch_decode(tokens)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depth": 2}, "case 0: depth must lie from 0 to 1, got 2"),
+        ({"depth": "0.5"}, "case 0: depth must be a finite number, got str '0.5'"),
+        ({"haystack": "none.mp4"}, "case 0: haystack: there is no file .*none.mp4"),
+        ({"needle": 3}, "case 0: "),
+        ({"question": " "}, "case 0: question must be a non-empty string"),
+        ({"options": "ab"}, "case 0: options must be a list of strings"),
+        ({"options": ["a", "a"]}, "case 0: options must be at most 26 different ones"),
+        ({"answer": "c"}, "case 0: answer must be one of the options a, b, got 'c'"),
+        ({"hint": "x"}, "case 0: must have exactly the fields answer, depth, haystack, needle, options, question"),
+    ],
+)
+def test_bad_cases(change: dict, message: str, footage: Path, tmp_path: Path) -> None:
+    videos = {name: str(footage / f"{file}.mp4") for name, file in {"haystack": "hay", "needle": "needle"}.items()}
+    record = {"depth": 0.5, "question": "which?", "options": ["a", "b"], "answer": "a"} | videos
+    (tmp_path / "cases.json").write_text(json.dumps([record]))
+    assert len(load_cases(tmp_path / "cases.json")) == 1
+    (tmp_path / "cases.json").write_text(json.dumps([record | change]))
+    with pytest.raises(ValueError, match=message):
+        load_cases(tmp_path / "cases.json")
+
+
+def test_bad_case_files(miniature: Path, footage: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"can't read .*none\.json as a list of cases"):
+        load_cases(tmp_path / "none.json")
+    (tmp_path / "empty.json").write_text("[]")
+    with pytest.raises(ValueError, match="must hold a list of cases, got list"):
+        load_cases(tmp_path / "empty.json")
+    with pytest.raises(ValueError, match="cases must be at least one"):
+        evaluate_cases(miniature, [])
+
+
+def test_the_command_answers_cases(miniature: Path, footage: Path) -> None:
+    def vilamp(*arguments: object) -> tuple[int, str, str]:
+        done = CliRunner().invoke(cli.app, ["evaluate", "niah", *map(str, arguments)])
+        return done.exit_code, done.stdout, done.stderr
+
+    record = {"haystack": "hay.mp4", "needle": "needle.mp4", "depth": 0.5, "question": "which?"}
+    (footage / "mine.json").write_text(json.dumps([record | {"options": ["a [red] cat", "a dog"], "answer": "a dog"}]))
+    code, out, err = vilamp("--model", miniature, "--cases", footage / "mine.json", "--json")
+    assert code == 0, err
+    assert json.loads(out)["questions"] == 1
+    code, out, err = vilamp("--model", miniature, "--cases", footage / "mine.json")
+    assert code == 0, err
+    assert "which?" in out
+    assert "a dog" in out

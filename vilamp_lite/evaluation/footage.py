@@ -1,0 +1,281 @@
+"""VideoNIAH on a user's own footage: a needle video hidden in a haystack video, answered by any checkpoint."""
+
+import json
+import os
+import string
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vilamp_lite.checkpoints import load_checkpoint, load_config, load_processor
+from vilamp_lite.checks import describe, finite_number
+from vilamp_lite.encoders import usable_device
+from vilamp_lite.evaluation.results import (
+    Prediction,
+    accuracy,
+    generate_answer,
+    keep_result,
+    kept_result,
+    make_prediction,
+    weights_fingerprint,
+)
+from vilamp_lite.evaluation.scoring import answers_match, option_matches
+from vilamp_lite.modeling import FrameProcessor, MixedPrecisionSequence, ViLaMPForConditionalGeneration
+from vilamp_lite.processing import ViLaMPProcessor
+from vilamp_lite.progress import progress_bar
+from vilamp_lite.stamp import make_stamp
+from vilamp_lite.video import frames_at, stream_frames
+
+_ANSWER_TOKENS = 32
+_FRAMES_AT_ONCE = 8  # as in `encode_video`
+
+
+@dataclass(frozen=True)
+class Case:
+    """A needle in a haystack of real footage.
+
+    Attributes:
+        haystack: a video file.
+        needle: a video file, shown whole inside the haystack.
+        depth: where, from 0, before it, to 1, after it.
+        question: what is asked.
+        options: lettered choices; empty for an open question.
+        answer: one of them.
+    """
+
+    haystack: Path
+    needle: Path
+    depth: float
+    question: str
+    options: tuple[str, ...]
+    answer: str
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ValueError: a value of another kind or out of range, a file that is not there, or an answer that is not
+                among the options.
+        """
+        for name in ("haystack", "needle"):
+            if not getattr(self, name).is_file():
+                raise ValueError(f"{name}: there is no file {getattr(self, name)}")
+        if not 0 <= finite_number("depth", self.depth) <= 1:
+            raise ValueError(f"depth must lie from 0 to 1, got {self.depth}")
+        for name in ("question", "answer"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"{name} must be a non-empty string, got {describe(value)}")
+        if len(set(self.options)) != len(self.options) or len(self.options) > len(string.ascii_uppercase):
+            raise ValueError(f"options must be at most {len(string.ascii_uppercase)} different ones")
+        if self.options and self.answer not in self.options:
+            raise ValueError(f"answer must be one of the options {', '.join(self.options)}, got {self.answer!r}")
+
+    @property
+    def prompt(self) -> str:
+        """The question with its lettered options, as multiple-choice benchmarks put it."""
+        if not self.options:
+            return self.question
+        lines = [f"{letter}. {option}" for letter, option in zip(string.ascii_uppercase, self.options, strict=False)]
+        return "\n".join([self.question, *lines, "Answer with the option's letter from the given choices directly."])
+
+    def is_correct(self, prediction: str) -> bool:
+        """Tell whether a prediction names the right option, or gives the answer where there are no options."""
+        if self.options:
+            return option_matches(prediction, self.options, self.answer)
+        return answers_match(prediction, self.answer)
+
+
+def load_cases(path: str | os.PathLike[str]) -> list[Case]:
+    """Read a user's own needles and haystacks.
+
+    Args:
+        path: JSON, a list of {haystack, needle, depth, question, options, answer}; paths of videos are relative to it.
+
+    Raises:
+        ValueError: no such file, not such a list, or as `Case`; the message says which case.
+    """
+    try:
+        records = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"can't read {path} as a list of cases: {error}") from error
+    if not isinstance(records, list) or not records:
+        raise ValueError(f"{path} must hold a list of cases, got {type(records).__name__}")
+    names = set(Case.__dataclass_fields__)
+    cases = []
+    for number, record in enumerate(records):
+        if not isinstance(record, dict) or set(record) != names:
+            raise ValueError(f"{path}, case {number}: must have exactly the fields {', '.join(sorted(names))}")
+        options = record["options"]
+        if not isinstance(options, list) or not all(isinstance(option, str) and option.strip() for option in options):
+            raise ValueError(f"{path}, case {number}: options must be a list of strings")
+        try:
+            videos = {name: Path(path).parent / record[name] for name in ("haystack", "needle")}
+            cases.append(Case(**record | videos | {"options": tuple(options)}))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}, case {number}: {error}") from error
+    return cases
+
+
+@dataclass(frozen=True)
+class Splice:
+    """A needle inside a haystack, frame by frame; nothing is written or held but a batch.
+
+    Attributes:
+        haystack: a video file.
+        needle: a video file.
+        fps: frames sampled per second of both.
+        place: the needle's first frame in the whole.
+        needle_frames: how many it has.
+        num_frames: N, of the whole.
+    """
+
+    haystack: Path
+    needle: Path
+    fps: float
+    place: int
+    needle_frames: int
+    num_frames: int
+
+    @classmethod
+    def of(cls, case: Case, fps: float) -> "Splice":
+        """Plan the splice of a case.
+
+        Raises:
+            VideoError: a file can't be read.
+        """
+        hay, needle = (stream_frames(path, fps=fps).num_frames for path in (case.haystack, case.needle))
+        return cls(case.haystack, case.needle, fps, round(case.depth * hay), needle, hay + needle)
+
+    def batches(self, batch_size: int = _FRAMES_AT_ONCE) -> Iterator[np.ndarray]:
+        """Yield the frames in order, uint8 [B, H, W, 3]; haystack and needle never share a batch.
+
+        Raises:
+            VideoError: a file can't be read, or not to its end.
+        """
+        left = self.place  # haystack frames before the needle
+        for frames, _, _ in stream_frames(self.haystack, fps=self.fps, batch_size=batch_size):
+            if 0 <= left < len(frames):
+                yield from (part for part in (frames[:left],) if len(part))
+                yield from self._needle_batches(batch_size)
+                yield frames[left:]
+            else:
+                yield frames
+            left -= len(frames)
+        if left == 0:
+            yield from self._needle_batches(batch_size)
+
+    def frame(self, number: int) -> np.ndarray:
+        """One frame, uint8 [1, H, W, 3]."""
+        in_needle = number - self.place
+        if 0 <= in_needle < self.needle_frames:
+            return frames_at(self.needle, [in_needle], fps=self.fps)
+        return frames_at(self.haystack, [number if in_needle < 0 else number - self.needle_frames], fps=self.fps)
+
+    def _needle_batches(self, batch_size: int) -> Iterator[np.ndarray]:
+        return (batch.frames for batch in stream_frames(self.needle, fps=self.fps, batch_size=batch_size))
+
+
+@torch.inference_mode()
+def encode_splice(
+    model: ViLaMPForConditionalGeneration, splice: Splice, query: str, processor: FrameProcessor
+) -> MixedPrecisionSequence:
+    """Stream a splice into its mixed-precision sequence, in two passes, as `encode_video` does with a file.
+
+    Memory: one batch of frames, one selector embedding per frame, the patches of reference frames, and the tokens.
+
+    Args:
+        model: any.
+        splice: needle and haystack.
+        query: what the keyframes should be relevant to; the bare question.
+        processor: makes pixels and query tokens.
+
+    Raises:
+        ValueError: no frame is a keyframe.
+        VideoError: a file can't be read, or not to its end.
+    """
+    query_embed = model.embed_query(**processor.selector_query([query]))[0]
+    embeds = []
+    with progress_bar(2 * splice.num_frames, "frames", "decode, encode") as bar:
+
+        def watched() -> Iterator[np.ndarray]:
+            for frames in splice.batches():
+                yield frames
+                bar.update(len(frames))
+
+        for frames in watched():
+            embeds.append(model.embed_frames(processor.selector_pixels(frames)).cpu())
+        keyframes = model.select(torch.cat(embeds), query_embed.cpu()).indices
+        read_ahead = {
+            frame: model.patch_features(processor.vision_pixels(splice.frame(frame)))[0]
+            for frame in model.early_references(splice.num_frames, keyframes)
+        }
+        patches = (model.patch_features(processor.vision_pixels(frames)) for frames in watched())
+        return model.mix_tokens(patches, splice.num_frames, keyframes, query_embed, read_ahead)
+
+
+def evaluate_cases(
+    model: str | os.PathLike[str],
+    cases: Sequence[Case],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Answer a user's own cases with any checkpoint, as it is configured.
+
+    Args:
+        model: a checkpoint directory, ours or in the authors' format.
+        cases: from `load_cases`.
+        out: a folder that keeps each finished case in a file; those in it are not run again.
+        device: where the model runs; a GPU if there is any when left out.
+
+    Returns:
+        questions, correct, accuracy, low, high, predictions (a `Prediction`'s fields each) and stamp.
+
+    Raises:
+        ValueError: no cases, bad settings, a video that does not fit the context, or a file in `out` that is of another
+            model or case.
+        VideoError: a video can't be read.
+    """
+    if not cases:
+        raise ValueError("cases must be at least one")
+    directory, place = Path(model), str(usable_device(device))
+    config = load_config(directory)
+    processor = load_processor(directory, config)
+    splices = [Splice.of(case, config.fps) for case in cases]
+    for case, splice in zip(cases, splices, strict=True):
+        prompt_tokens = processor.prompts([case.prompt])["input_ids"].shape[1] - 1
+        config.require_room(splice.num_frames, prompt_tokens, _ANSWER_TOKENS)
+    stamp = make_stamp(model=str(directory), device=place)
+    weights = None if out is None else weights_fingerprint(directory)
+    loaded = None
+    predictions = []
+    with progress_bar(len(cases), "cases", "niah") as bar:
+        for number, (case, splice) in enumerate(zip(cases, splices, strict=True)):
+            settings = {name: str(value) for name, value in asdict(case).items()} | {"weights": weights}
+            file = None if out is None else Path(out) / f"case_{number}.json"
+            kept = None if file is None else kept_result(file, settings)
+            if kept is None:
+                loaded = loaded or load_checkpoint(directory).to(place)
+                prediction = asdict(_answer_case(loaded, processor, case, splice))
+                kept = {"settings": settings, "prediction": prediction, "stamp": stamp}
+                if file is not None:
+                    keep_result(file, kept)
+            predictions.append(kept["prediction"])
+            bar.update(1)
+    correct = [prediction["correct"] for prediction in predictions]
+    return {"questions": len(cases), **accuracy(correct), "predictions": predictions, "stamp": stamp}
+
+
+@torch.inference_mode()
+def _answer_case(
+    model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor, case: Case, splice: Splice
+) -> Prediction:
+    sequence = encode_splice(model, splice, case.question, processor)
+    said = generate_answer(model, processor, case.prompt, sequence, _ANSWER_TOKENS)
+    needle = (splice.place, splice.place + splice.needle_frames)
+    return make_prediction(case.question, case.answer, said, case.is_correct(said), sequence, [needle])

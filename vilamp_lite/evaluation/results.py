@@ -1,0 +1,117 @@
+"""Predictions, and finished work kept in files, for every evaluation."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import Any
+
+from vilamp_lite.evaluation.scoring import wilson_interval
+from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
+from vilamp_lite.processing import ViLaMPProcessor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model made of one question.
+
+    Attributes:
+        question: what was asked.
+        answer: what is right.
+        prediction: what the model said.
+        correct: whether that is the same.
+        keyframes: frame numbers, in temporal order.
+        tokens: visual tokens.
+        needle_recall: share of the needles that have a keyframe.
+    """
+
+    question: str
+    answer: str
+    prediction: str
+    correct: bool
+    keyframes: list[int]
+    tokens: int
+    needle_recall: float
+
+
+def generate_answer(
+    model: ViLaMPForConditionalGeneration,
+    processor: ViLaMPProcessor,
+    prompt: str,
+    sequence: MixedPrecisionSequence,
+    max_new_tokens: int,
+) -> str:
+    """Let a model answer a question about a video that is already a sequence."""
+    tokens = model.generate(
+        **processor.prompts([prompt]), video_embeds=[sequence.embeds], max_new_tokens=max_new_tokens, do_sample=False
+    )
+    return processor.batch_decode(tokens)[0].strip()
+
+
+def make_prediction(
+    question: str,
+    answer: str,
+    said: str,
+    correct: bool,
+    sequence: MixedPrecisionSequence,
+    needle_frames: Sequence[tuple[int, int]],
+) -> Prediction:
+    """Record an answer.
+
+    Args:
+        question: what was asked.
+        answer: what is right.
+        said: what the model answered.
+        correct: whether that is right.
+        sequence: the video as the model saw it.
+        needle_frames: (first, behind the last) of each needle.
+    """
+    keyframes = sequence.keyframes.tolist()
+    found = [any(start <= frame < stop for frame in keyframes) for start, stop in needle_frames]
+    recall = sum(found) / len(found)
+    return Prediction(question, answer, said, correct, keyframes, len(sequence.embeds), recall)
+
+
+def accuracy(correct: Sequence[bool]) -> dict[str, Any]:
+    """Count right answers: correct, accuracy, and Wilson's 95 % interval low, high."""
+    low, high = wilson_interval(sum(correct), len(correct))
+    return {"correct": sum(correct), "accuracy": sum(correct) / len(correct), "low": low, "high": high}
+
+
+def weights_fingerprint(model: str | os.PathLike[str]) -> str:
+    """A text that changes when a checkpoint's configuration or any of its weights do."""
+    digests = []
+    for path in [Path(model) / "config.json", *sorted(Path(model).rglob("*.safetensors"))]:
+        with path.open("rb") as file:
+            digests.append(file_digest(file, "sha256").hexdigest())
+    return sha256(" ".join(digests).encode()).hexdigest()[:16]
+
+
+def kept_result(file: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """What a file holds, or None if there is none.
+
+    Raises:
+        ValueError: it is of other settings, or damaged.
+    """
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text())
+        found = content["settings"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is not a result ({error}); delete it, or choose another folder") from error
+    wanted = json.loads(json.dumps(settings))
+    other = [f"{name} {found.get(name)}, not {value}" for name, value in wanted.items() if found.get(name) != value]
+    if other:
+        raise ValueError(f"{file} is of another evaluation ({'; '.join(other)}); delete it, or choose another folder")
+    return content
+
+
+def keep_result(file: Path, content: dict[str, Any]) -> None:
+    """Write a file whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    waiting = file.with_suffix(f".{os.getpid()}")
+    waiting.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    os.replace(waiting, file)
