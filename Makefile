@@ -27,7 +27,7 @@ figures: $(STAMP)  ## make the committed figures/ again
 		--strip figures/film_strip.png
 
 studies: $(STAMP)  ## the recorded full studies of notebooks 07 and 08, in figures/results; goes on where it was stopped
-	$(BIN)/python -m vilamp_lite.evaluation.studies --processes 2
+	$(BIN)/python -m vilamp_lite.evaluation.recorded --processes 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

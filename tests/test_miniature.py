@@ -16,26 +16,23 @@ from vilamp_lite.checkpoints import load_checkpoint, load_processor
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.evaluation.niah import load_qformer
 from vilamp_lite.merging import QFormerMerger
-from vilamp_lite.miniature import (
-    STUDIES,
+from vilamp_lite.miniature import STUDIES, Recipe, assemble, curves, train_miniature
+from vilamp_lite.modeling import MixedPrecisionSequence, TokenKind, ViLaMPForConditionalGeneration
+from vilamp_lite.peers import PEERS
+from vilamp_lite.tasks import (
     VARIANTS,
     AlignmentTask,
     ContrastiveTask,
     Example,
     Examples,
     GroundingTask,
-    MiniatureTask,
     MixedTask,
-    Recipe,
-    assemble,
+    PeerTask,
     caption_matches,
     caption_texts,
-    curves,
     describe_scenes,
     questions_about,
-    train_miniature,
 )
-from vilamp_lite.modeling import MixedPrecisionSequence, TokenKind, ViLaMPForConditionalGeneration
 from vilamp_lite.tinyworld import bank as bank_module
 from vilamp_lite.tinyworld.bank import SceneBank, bank_scenes
 from vilamp_lite.tinyworld.encoder import TinyWorldConfig, TinyWorldModel, vocabulary
@@ -255,7 +252,7 @@ def video_of(model: ViLaMPForConditionalGeneration, kinds: str, seed: int = 0) -
 
 
 def test_conversations_supervise_answers_only(model: ViLaMPForConditionalGeneration, examples: Examples) -> None:
-    task = MiniatureTask(model, examples)
+    task = GroundingTask(model, examples)
     tokenizer, video = task.processor.tokenizer, model.config.video_token_id
     ids, labels = task.conversation(TURNS)
     assert len(ids) == len(labels)
@@ -313,7 +310,7 @@ def test_strides_move_positions_at_merged_tokens(
 
 
 def test_a_batchs_loss_is_its_rows(examples: Examples) -> None:
-    """Padding counts for nothing; without scaled attention, whose factor follows from the longest row."""
+    """Each counts alike, padding for nothing; without scaled attention, whose factor follows from the longest row."""
     model = assemble(random_encoder(), 0, attention_log_base=None)
     task = AlignmentTask(model, examples)
     conversations = [task.conversation(TURNS[:1]), task.conversation(TURNS), task.conversation(TURNS[1:])]
@@ -325,7 +322,7 @@ def test_a_batchs_loss_is_its_rows(examples: Examples) -> None:
             task.answer_loss(*([part[n]] for part in (conversations, videos)), strides[n : n + 1]) for n in range(3)
         ]
     counts = [sum(label != -100 for label in labels) for _, labels in conversations]
-    assert float(together) == pytest.approx(np.average([float(loss) for loss, _ in rows], weights=counts), abs=1e-4)
+    assert float(together) == pytest.approx(np.mean([float(loss) for loss, _ in rows]), abs=1e-4)
     assert accuracy == pytest.approx(np.average([right for _, right in rows], weights=counts), abs=1e-5)
 
 
@@ -360,7 +357,7 @@ def test_single_patches_are_frames_of_one_thing(model: ViLaMPForConditionalGener
     asked = set()
     for seed in range(20):
         random = np.random.default_rng(seed)
-        single = task._single_patches(random, progress=1.0)
+        single = task._single_patches(random, roll_calls=True)
         things = [
             next(thing for thing in examples.bank.scenes[scene].things if thing.cell == cell) for scene, cell in single
         ]
@@ -576,10 +573,9 @@ def test_studies_change_what_they_say(trained: Path, examples: Examples, monkeyp
     """All share one encoder and bank; the reader's configuration and stages differ."""
     seen = {}
 
-    def watched(model, bank, recipe, folder, seed, accelerator) -> QFormerMerger:
-        about = (model.config.to_dict(), recipe.grounding is not None, model.state_dict())
-        seen[folder.name.removesuffix("-seed0")] = about
-        assert bank is examples.bank
+    def watched(model, bank, recipe, folder, seed, study, accelerator) -> QFormerMerger:
+        seen[study] = model.config.to_dict(), model.state_dict()
+        assert (bank, recipe, folder, seed) == (examples.bank, RECIPE, trained, 0)
         return QFormerMerger(96, 96)
 
     def one_bank(encoder: TinyWorldModel, *about: object) -> SceneBank:
@@ -592,18 +588,15 @@ def test_studies_change_what_they_say(trained: Path, examples: Examples, monkeyp
     monkeypatch.setattr(ContrastiveTask, "forward", lambda *_: pytest.fail("the encoder is trained already"))
     for study in STUDIES:
         assert train_miniature(trained, 0, study, recipe=RECIPE) == trained / f"{study}-seed0" / "model"
-    full, _, weights = seen["full"]
-    changes = {
-        "full": {},
+    full, weights = seen["full"]
+    changes = {study: {} for study in STUDIES} | {
         "released_reference": {"reference": "released"},
         "no_keyframe_block": {"keyframe_block": False},
         "no_attention_scaling": {"attention_log_base": None},
-        "no_grounding": {},
     }
-    assert seen.keys() == STUDIES.keys() == changes.keys()
-    for study, (config, grounding, state) in seen.items():
+    assert seen.keys() == STUDIES.keys()
+    for study, (config, state) in seen.items():
         assert {name: value for name, value in config.items() if value != full[name]} == changes[study]
-        assert grounding is (study != "no_grounding")
         for name in ("selector.text_head.weight", "vision_tower.patch_network.7.weight"):
             assert torch.equal(state[name], weights[name])
     with pytest.raises(ValueError, match=r"study must be one of 'full', .*, got 'half'"):
@@ -620,9 +613,39 @@ def test_without_grounding_the_merge_learns_from_answers(trained: Path, monkeypa
 
     original = MixedTask.__init__
     monkeypatch.setattr(MixedTask, "__init__", watched)
-    saved = train_miniature(trained, 4, "no_grounding", recipe=RECIPE)
-    assert sorted(path.name for path in saved.parent.iterdir()) == ["alignment", "mixed", "model"]
+    saved = train_miniature(trained, 3, "no_grounding", recipe=RECIPE)
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["mixed", "model"]
     assert made == [set(dict(load_checkpoint(saved).merger.named_parameters()))]
+    assert set(curves(trained, "no_grounding", 3)) == {"contrastive", "alignment", "mixed"}
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_peer_shares_what_comes_before_the_mixed_stage(peer: str, trained: Path) -> None:
+    """Alignment and grounding are not repeated; from there the peer's own videos train the model."""
+    before = files(trained / "full-seed3")
+    saved = train_miniature(trained, 3, f"peer_{peer}", recipe=RECIPE)
+    assert files(trained / "full-seed3") == before
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["mixed", "model"]
+    assert not (saved / "qformer").exists()
+    full, model = (load_checkpoint(path).state_dict() for path in (trained / "full-seed3" / "model", saved))
+    assert torch.equal(full["merger.temperature"], model["merger.temperature"])
+    assert not torch.equal(full["keyframe_connector.0.weight"], model["keyframe_connector.0.weight"])
+    assert set(curves(trained, f"peer_{peer}", 3)) == {"contrastive", "alignment", "grounding", "mixed"}
+
+
+def test_a_study_with_another_model_shares_its_encoder_alone(trained: Path) -> None:
+    saved = train_miniature(trained, 3, "no_keyframe_block", recipe=RECIPE)
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["alignment", "grounding", "mixed", "model"]
+
+
+def test_peers_ask_the_same_questions(model: ViLaMPForConditionalGeneration, examples: Examples) -> None:
+    """Their videos fill the length, and hold up to four times the frames that fit."""
+    for peer, (_, per_frame) in PEERS.items():
+        task = PeerTask(model, examples, peer)
+        for seed in range(5):
+            video, (prompt, labels) = task._video(np.random.default_rng(seed), "attribute", 256, "dks", "dfm")
+            assert 256 - per_frame < len(video.embeds) + len(prompt) - 1 <= 256
+            assert sum(label >= 0 for label in labels) == 2  # a color, and the end
 
 
 def test_assembled_around_the_encoder() -> None:

@@ -14,6 +14,7 @@ from tiny_models import save_random_miniature
 from typer.testing import CliRunner
 
 from vilamp_lite import cli
+from vilamp_lite.ablation import mixed_tokens
 from vilamp_lite.checkpoints import load_checkpoint, load_processor
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.evaluation import niah
@@ -28,6 +29,7 @@ from vilamp_lite.evaluation.niah import (
 from vilamp_lite.evaluation.scoring import wilson_interval
 from vilamp_lite.merging import QFormerMerger
 from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
+from vilamp_lite.peers import sampled_frames
 from vilamp_lite.tinyworld.haystack import hide, pool_scenes
 from vilamp_lite.tinyworld.questions import FAMILIES, sample_questions
 from vilamp_lite.tinyworld.render import SHAPES, Scene, render_scene
@@ -238,6 +240,44 @@ def test_features_are_made_once_and_needles_forgotten(examiner: Examiner, monkey
         features.of([needles[1]])
 
 
+def test_a_budget_is_kept_by_sampling_uniformly(examiner: Examiner) -> None:
+    """Frame numbers are the video's, and what is seen is what the model makes of the sampled frames alone."""
+    (haystack,) = cell_haystacks(Cell(80, 0.5, "attribute", questions=1), 3, POOL)
+    examiner.features.encode(haystack.scenes)
+    whole = examiner.sequence(haystack, "dks", "dfm")
+    unlimited = examiner.sequence(haystack, "dks", "dfm", budget=1000)
+    assert torch.equal(whole.embeds, unlimited.embeds)
+    limited = examiner.sequence(haystack, "dks", "dfm", budget=101)
+    seen = sampled_frames(80, 40)  # 101 − 4 · 15 − 1
+    assert len(limited.embeds) == 101
+    assert limited.frame_of_token.unique().tolist() == [-1, *seen.tolist()]
+    assert set(limited.keyframes.tolist()) <= set(seen.tolist())
+    for frame in seen.tolist():
+        tokens = int((limited.frame_of_token == frame).sum())
+        assert tokens == (16 if frame in limited.keyframes else 1)
+    embeds, patches = examiner.features.of(haystack.scenes)
+    query = examiner.model.embed_query(**examiner.processor.selector_query([haystack.question.text]))[0]
+    keyframes = examiner.model.select(embeds[seen], query).indices
+    assert torch.equal(limited.keyframes, seen[keyframes])
+    with torch.inference_mode():
+        expected = mixed_tokens(examiner.model, patches[seen].float(), keyframes, query)
+    torch.testing.assert_close(limited.embeds, expected.embeds, rtol=0, atol=1e-5)  # rounding of float32
+    dense = examiner.sequence(haystack, "uniform", "dense", budget=101)
+    assert torch.equal(dense.keyframes, sampled_frames(80, 6))
+    with pytest.raises(ValueError, match="budget must be at least 65 for 4 keyframes, got 64"):
+        examiner.sequence(haystack, "dks", "dfm", budget=64)
+
+
+def test_a_cell_with_a_budget(miniature: Path, tmp_path: Path) -> None:
+    cell = Cell(64, 0.5, "attribute", "uniform", "two_tokens", questions=1, budget=65)
+    result = evaluate_cells(miniature, [cell], seed=3, pool=POOL, out=tmp_path)
+    (prediction,) = result.results[0].predictions
+    assert prediction.tokens == 65
+    assert len(prediction.keyframes) == 32
+    assert result.as_json()["cells"][0]["budget"] == 65
+    assert [file.name for file in tmp_path.iterdir()] == ["64_0.5_attribute_uniform_two_tokens_65.json"]
+
+
 def test_another_models_encoder_is_refused(examiner: Examiner) -> None:
     torch.manual_seed(0)
     other = ViLaMPForConditionalGeneration(ViLaMPConfig.tiny())
@@ -280,7 +320,7 @@ def test_the_json_form(finished: tuple[Evaluation, Path], miniature: Path) -> No
         correct = sum(prediction.correct for prediction in result.predictions)
         low, high = wilson_interval(correct, 3)
         scores = {"correct": correct, "accuracy": correct / 3, "low": low, "high": high}
-        assert cell == asdict(asked) | scores
+        assert cell == {name: value for name, value in asdict(asked).items() if name != "budget"} | scores
         assert list(cell)[:6] == ["frames", "depth", "family", "selector", "merger", "questions"]
         kept = json.loads((folder / asked.file_name).read_text())
         assert set(kept) == {"cell", "settings", "predictions", "stamp"}
@@ -434,6 +474,9 @@ def test_bad_settings(arguments: dict, message: str, miniature: Path) -> None:
         ({"selector": "luck"}, "selector must be one of 'dks'"),
         ({"merger": "glue"}, "merger must be one of 'dfm'"),
         ({"questions": 0}, "questions must be an integer of at least 1"),
+        ({"budget": 0}, "budget must be an integer of at least 1"),
+        ({"merger": "dense", "selector": "uniform"}, "dense needs a budget and the selector 'uniform'"),
+        ({"merger": "dense", "budget": 100, "selector": "dks"}, "dense needs a budget and the selector 'uniform'"),
     ],
 )
 def test_bad_cells(change: dict, message: str) -> None:

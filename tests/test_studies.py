@@ -10,37 +10,33 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy.stats import binom
 from tiny_models import save_random_miniature
 
 from vilamp_lite.checkpoints import load_checkpoint, load_processor
 from vilamp_lite.evaluation import niah, studies
-from vilamp_lite.evaluation.niah import Cell, CellResult, Examiner, Prediction, cell_haystacks
+from vilamp_lite.evaluation.attention import answer_attention, attention_study, share_needed
+from vilamp_lite.evaluation.niah import Cell, CellResult, Examiner, cell_haystacks
+from vilamp_lite.evaluation.recorded import RECORDED, load_result, main, record, training_study
+from vilamp_lite.evaluation.report import find, not_best, pooled
+from vilamp_lite.evaluation.results import Prediction
 from vilamp_lite.evaluation.scoring import paired_difference_interval, wilson_interval
 from vilamp_lite.evaluation.studies import (
     ALL,
-    RECORDED,
     Exam,
     ablation_study,
-    answer_attention,
-    attention_study,
     comparison_study,
-    find,
     keyframes_study,
-    load_result,
-    main,
     niah_study,
-    not_best,
-    pooled,
-    record,
+    peers_study,
     redundancy_study,
     scaled_temperature,
     seeds_study,
     sensitivity_study,
-    share_needed,
 )
 from vilamp_lite.modeling import TokenKind
+from vilamp_lite.peers import PEERS
 from vilamp_lite.tinyworld.questions import FAMILIES
 
 EXAM = Exam((64, 80), (0.0, 1.0), ("attribute", "two needles"), questions=3, seed=3, pool=30)
@@ -87,7 +83,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
     return stand_in
 
 
-def expected_rights(exam: Exam, frames: int, family: str, about: dict[str, Any], **variant: str) -> list[bool]:
+def expected_rights(exam: Exam, frames: int, family: str, about: dict[str, Any], **variant: Any) -> list[bool]:
     names = exam.families if family == ALL else [family]
     return [
         Scripted.right(Cell(frames, depth, name, **variant, questions=exam.questions), about, number)
@@ -122,6 +118,7 @@ def test_a_study_can_be_written_and_has_its_parameters(scripted: Scripted, minia
         "questions": 3,
         "seed": 3,
         "pool": 30,
+        "budget": None,
         "selectors": ["dks", "uniform"],
         "mergers": ["dfm", "drop"],
     }
@@ -283,6 +280,26 @@ def test_seeds(scripted: Scripted, miniature: Path, tmp_path: Path) -> None:
         seeds_study(models[:1], EXAM)
 
 
+def test_peers_get_the_same_questions_and_budgets(scripted: Scripted, miniature: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.symlink_to(miniature)
+    study = peers_study(miniature, {"dense": other}, EXAM, budgets=(100, 200), out="cells")
+    assert [Path(call["model"]).name for call in scripted.calls] == ["miniature", "other"] * 2
+    assert study["parameters"]["budgets"] == [100, 200]
+    about = {"temperature": 0.07, "changes": {}}
+    for budget in (100, 200):
+        for family in (*EXAM.families, ALL):
+            place = {"budget": budget, "frames": 80, "family": family}
+            full, dense = (find(study["rows"], method=method, **place) for method in ("full", "dense"))
+            first = expected_rights(EXAM, 80, family, about | {"model": str(miniature)})
+            second = expected_rights(
+                EXAM, 80, family, about | {"model": str(other)}, selector="uniform", merger="dense", budget=budget
+            )
+            assert (full["correct"], full["difference"]) == (sum(first), 0)
+            assert dense["correct"] == sum(second)
+            assert {name: dense[name] for name in by_hand(first, second)} == pytest.approx(by_hand(first, second))
+
+
 # --- With a model ----------------------------------------------------------------------------------------------------
 
 SHORT = Exam((64,), (0.5,), ("attribute",), questions=2, seed=3, pool=30)
@@ -323,6 +340,49 @@ def test_recorded_runs(
     assert "no_grounding needs" in capsys.readouterr().err
     with pytest.raises(ValueError, match="name must be one of 'niah'"):
         record("nothing", miniature, trained=tmp_path)
+
+
+def test_every_peer_is_recorded_with_its_model(
+    scripted: Scripted, miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for peer in PEERS:
+        (tmp_path / f"peer_{peer}-seed0").mkdir()
+        (tmp_path / f"peer_{peer}-seed0" / "model").symlink_to(miniature)
+    file = record("peers", miniature, trained=tmp_path, out=tmp_path, questions=1)
+    methods = json.loads(file.read_text())["parameters"]["peers"]
+    assert {name: Path(folder).parent.name for name, folder in methods.items()} == {
+        peer: f"peer_{peer}-seed0" for peer in PEERS
+    }
+
+
+def test_curves_are_recorded(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Means over windows of the steps, of every finished training there."""
+    rng = np.random.default_rng(0)
+    expected = {}
+    for seed in (0, 2):
+        for stage, steps in {"alignment": 103, "grounding": 7, "mixed": 50}.items():
+            curve = rng.random((steps, 2)).astype(np.float32)
+            folder = tmp_path / "train" / f"full-seed{seed}"
+            (folder / stage).mkdir(parents=True)
+            metadata = {"about": json.dumps({"step": steps})}
+            save_file({"curve": torch.from_numpy(curve)}, folder / stage / "state.safetensors", metadata)
+            (folder / "model").mkdir(exist_ok=True)
+            expected[seed, stage] = curve
+    assert main(["training", "--trained", str(tmp_path / "train"), "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "training.json")
+    study = load_result("training", tmp_path)
+    assert study["parameters"]["seeds"] == [0, 2]
+    assert study["parameters"]["recipe"]["alignment"]["name"] == "alignment"
+    assert {(row["seed"], row["stage"]) for row in study["rows"]} == expected.keys()
+    for row in study["rows"]:
+        curve, window = expected[row["seed"], row["stage"]], row["window"]
+        assert row["steps"] == len(curve)
+        for name, column in zip(("loss", "accuracy"), curve.T, strict=True):
+            means = [column[start : start + window].mean() for start in range(0, len(curve), window)]
+            assert row[name] == pytest.approx(means, abs=1e-4)
+    (tmp_path / "train" / "full-seed2" / "alignment" / "state.safetensors").unlink()
+    with pytest.raises(ValueError, match="alignment holds no saved state"):
+        training_study(tmp_path / "train", [0, 2])
 
 
 def test_results_that_are_not_there(tmp_path: Path) -> None:

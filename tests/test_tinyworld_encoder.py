@@ -14,8 +14,9 @@ from vilamp_lite import tinyworld
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.encoders import load_encoder
 from vilamp_lite.keyframes import select_keyframes
-from vilamp_lite.miniature import assemble, caption_texts, miniature_processor
+from vilamp_lite.miniature import assemble
 from vilamp_lite.progress import loading_quietly
+from vilamp_lite.tasks import caption_texts, miniature_processor
 from vilamp_lite.tinyworld import bank as bank_module
 from vilamp_lite.tinyworld.bank import bank_scenes, build_bank, encode_scenes, fingerprint, tinyworld_pixels
 from vilamp_lite.tinyworld.encoder import (

@@ -11,12 +11,10 @@ Where a method needs more tokens for the whole video than the budget, it sees un
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from vilamp_lite.checks import choice, positive_int
-from vilamp_lite.miniature import MixedTask
 from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
 
 CLIP_FRAMES = 4
@@ -35,6 +33,9 @@ def peer_tokens(
         query_embed: [query_size].
         budget: visual tokens, the newline included.
 
+    Returns:
+        The sequence; its keyframes are the frames that were seen.
+
     Raises:
         ValueError: an unknown peer, or a budget too small for one frame.
     """
@@ -45,7 +46,8 @@ def peer_tokens(
         raise ValueError(f"budget must be at least {per_frame + 1} for {peer}, got {budget}")
     embeds = tokens_of(model, patches[frames], query_embed)
     frame_of_token = frames.repeat_interleave(per_frame)[: len(embeds)]
-    return model.sequence(embeds, torch.ones(len(patches), dtype=torch.bool), frame_of_token)
+    seen = torch.zeros(len(patches), dtype=torch.bool).index_fill_(0, frames, True)
+    return model.sequence(embeds, seen, frame_of_token)
 
 
 def sampled_frames(num_frames: int, count: int) -> torch.Tensor:
@@ -127,27 +129,3 @@ PEERS: dict[str, tuple[Callable[..., torch.Tensor], int]] = {
     "two_tokens": (_two_tokens, 2),
     "clip_merging": (_clip_merging, 16 // _MERGED_TO),
 }
-
-
-class PeerTask(MixedTask):
-    """Stage 4 for a peer: the same questions in videos of up to four times the frames that fit."""
-
-    def __init__(self, peer: str, *args: object, **options: object) -> None:
-        """Name the peer; the rest as `MixedTask`."""
-        super().__init__(*args, **options)
-        self.peer = peer
-
-    def _video(
-        self, random: np.random.Generator, family: str, length: int, selector: str, merger: str
-    ) -> tuple[MixedPrecisionSequence, tuple[list[int], list[int]]]:
-        """A video that fills `length` tokens together with its question and answer."""
-        _, per_frame = PEERS[self.peer]
-        frames = max(int(length / per_frame * np.exp(random.uniform(0, np.log(4)))), 100)
-        example = self.examples.draw(random, family, frames)
-        conversation = self.conversation([(example.question, example.answer)])
-        query = self.query_embeds[example.question]
-        room = length - len(conversation[0]) + 1
-        # Only sampled frames are looked up: the others are never seen.
-        seen = sampled_frames(frames, (room - 1) // per_frame).numpy()
-        patches = self.patches(example.frames[seen])
-        return peer_tokens(self.model, self.peer, patches, query, room), conversation

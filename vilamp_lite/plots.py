@@ -724,6 +724,28 @@ def paired_differences(differences: Mapping[str, Mapping[str, Interval]], label:
     return figure
 
 
+def accuracy_by_tokens(curves: Mapping[str, Mapping[float, Interval]], chance: float) -> Figure:
+    """Show what accuracy each method reaches with how many visual tokens.
+
+    Args:
+        curves: for each method, in order, visual tokens and accuracy with its interval there.
+        chance: what guessing reaches, a dashed line.
+    """
+    figure, axis = plt.subplots(figsize=(6.6, 3.8), layout="constrained")
+    for (name, points), colour, marker in zip(curves.items(), _PALETTE, "osD^vP", strict=False):
+        tokens = sorted(points)
+        shares, lows, highs = np.array([points[count] for count in tokens]).T
+        bars = [shares - lows, highs - shares]
+        axis.errorbar(tokens, shares, bars, color=colour, marker=marker, markersize=5, capsize=2, label=name)
+    axis.axhline(chance, color="0.4", linestyle="--", linewidth=1)
+    axis.annotate("chance", (0.995, chance), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="0.4")
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.set(xlabel="visual tokens", ylabel="accuracy, 95 % interval", ylim=(-0.03, 1.03))
+    figure.legend(loc="outside upper center", ncols=min(len(curves), 4), frameon=False)
+    return figure
+
+
 def attention_concentration(curves: Mapping[str, Sequence[float]], share: float) -> Figure:
     """Show what part of the attention falls on what part of the frames, the most attended first (§3).
 

@@ -16,11 +16,11 @@ from vilamp_lite.checks import describe, finite_number
 from vilamp_lite.encoders import usable_device
 from vilamp_lite.evaluation.results import (
     Prediction,
-    accuracy,
     generate_answer,
     keep_result,
     kept_result,
     make_prediction,
+    score,
     weights_fingerprint,
 )
 from vilamp_lite.evaluation.scoring import answers_match, option_matches
@@ -267,8 +267,8 @@ def evaluate_cases(
                     keep_result(file, kept)
             predictions.append(kept["prediction"])
             bar.update(1)
-    correct = [prediction["correct"] for prediction in predictions]
-    return {"questions": len(cases), **accuracy(correct), "predictions": predictions, "stamp": stamp}
+    correct = sum(prediction["correct"] for prediction in predictions)
+    return {**score(correct, len(cases)), "predictions": predictions, "stamp": stamp}
 
 
 @torch.inference_mode()

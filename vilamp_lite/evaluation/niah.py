@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -28,17 +28,18 @@ from vilamp_lite.checks import choice, describe, finite_number, positive_int
 from vilamp_lite.encoders import usable_device
 from vilamp_lite.evaluation.results import (
     Prediction,
-    accuracy,
     generate_answer,
     keep_result,
     kept_result,
     make_prediction,
+    score,
     weights_fingerprint,
 )
 from vilamp_lite.evaluation.scoring import answers_match
 from vilamp_lite.keyframes import SELECTORS
 from vilamp_lite.merging import QFormerMerger
 from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
+from vilamp_lite.peers import PEERS, peer_tokens, sampled_frames
 from vilamp_lite.processing import ViLaMPProcessor
 from vilamp_lite.progress import progress_bar
 from vilamp_lite.stamp import make_stamp
@@ -65,11 +66,12 @@ class Cell:
             over the whole video, so that their depth is only a name.
         family: of the questions, a name in `FAMILIES`.
         selector: a name in `SELECTORS`.
-        merger: a name in `MERGER_NAMES`.
+        merger: a name in `MERGER_NAMES`; or in `PEERS`, whose models sample frames uniformly.
         questions: how many.
+        budget: visual tokens at most: the video is sampled uniformly until it fits. None: every frame is seen.
 
     Raises:
-        ValueError: a value out of range, or an unknown name.
+        ValueError: a value out of range, an unknown name, or a peer without a budget or uniform frames.
     """
 
     frames: int
@@ -78,6 +80,7 @@ class Cell:
     selector: str = "dks"
     merger: str = "dfm"
     questions: int = 50
+    budget: int | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -87,13 +90,18 @@ class Cell:
             raise ValueError(f"depth must lie from 0 to 1, got {self.depth}")
         choice("family", self.family, tuple(FAMILIES))
         choice("selector", self.selector, tuple(SELECTORS))
-        choice("merger", self.merger, MERGER_NAMES)
+        choice("merger", self.merger, (*MERGER_NAMES, *PEERS))
+        if self.budget is not None:
+            positive_int("budget", self.budget)
+        if self.merger in PEERS and (self.budget is None or self.selector != "uniform"):
+            raise ValueError(f"{self.merger} needs a budget and the selector 'uniform'")
 
     @property
     def file_name(self) -> str:
         """Where a folder of results keeps it."""
         name = f"{self.frames}_{self.depth:g}_{self.family}_{self.selector}_{self.merger}"
-        return f"{name.replace(' ', '-')}.json"
+        budget = "" if self.budget is None else f"_{self.budget}"
+        return f"{name.replace(' ', '-')}{budget}.json"
 
 
 @dataclass(frozen=True)
@@ -109,8 +117,14 @@ class CellResult:
         return [prediction.correct for prediction in self.predictions]
 
     def as_json(self) -> dict[str, Any]:
-        """The cell with its accuracy and Wilson's 95 % interval: frames, depth, …, correct, accuracy, low, high."""
-        return asdict(self.cell) | accuracy(self.correct)
+        """The cell with its accuracy and Wilson's 95 % interval: frames, depth, …, correct, accuracy, low, high.
+
+        A budget is named only where there is one.
+        """
+        about = asdict(self.cell)
+        if about["budget"] is None:
+            del about["budget"]
+        return about | score(sum(self.correct), len(self.correct))
 
 
 @dataclass(frozen=True)
@@ -138,8 +152,9 @@ def grid(
     selectors: Sequence[str] = ("dks",),
     mergers: Sequence[str] = ("dfm",),
     questions: int = 50,
+    budget: int | None = None,
 ) -> list[Cell]:
-    """Every combination as a cell.
+    """Every combination as a cell; questions and budget are the same in all.
 
     Raises:
         ValueError: as `Cell`, or one of the lists is empty or names a value twice.
@@ -148,7 +163,7 @@ def grid(
     for name, values in axes.items():
         if not values or len(set(values)) != len(values):
             raise ValueError(f"{name} must be different values, at least one, got {list(values)}")
-    return [Cell(*values, questions=questions) for values in itertools.product(*axes.values())]
+    return [Cell(*values, questions, budget) for values in itertools.product(*axes.values())]
 
 
 def cell_haystacks(cell: Cell, seed: int, pool: int = POOL) -> list[Haystack]:
@@ -262,26 +277,52 @@ class Examiner:
         haystacks = cell_haystacks(cell, self.seed, self.pool)
         self.features.encode(scene for haystack in haystacks for scene in haystack.scenes)
         for haystack in haystacks:
-            yield self._answer(haystack, cell.selector, cell.merger)
+            yield self._answer(haystack, cell)
 
-    def _answer(self, haystack: Haystack, selector: str, merger: str) -> Prediction:
-        question, sequence = haystack.question, self.sequence(haystack, selector, merger)
+    def _answer(self, haystack: Haystack, cell: Cell) -> Prediction:
+        question, sequence = haystack.question, self.sequence(haystack, cell.selector, cell.merger, cell.budget)
         said = generate_answer(self.model, self.processor, question.text, sequence, _ANSWER_TOKENS)
         right = answers_match(said, question.answer)
         return make_prediction(question.text, question.answer, said, right, sequence, haystack.needle_frames)
 
     @torch.inference_mode()
-    def sequence(self, haystack: Haystack, selector: str, merger: str) -> MixedPrecisionSequence:
+    def sequence(
+        self, haystack: Haystack, selector: str, merger: str, budget: int | None = None
+    ) -> MixedPrecisionSequence:
         """A haystack as the model reads it; its scenes must have been encoded (`features.encode`).
 
+        Args:
+            haystack: a question and its video.
+            selector: as in `Cell`, like `merger` and `budget`.
+            merger: how frames that are no keyframes become tokens.
+            budget: visual tokens at most.
+
         Raises:
-            ValueError: as `choose_keyframes` and `mixed_tokens`.
+            ValueError: a budget too small for the keyframes, or as `choose_keyframes` and `mixed_tokens`.
         """
         embeds, patches = self.features.of(haystack.scenes)
         query = self.model.embed_query(**self.processor.selector_query([haystack.question.text]))[0]
-        keyframes = choose_keyframes(self.model, embeds, query.cpu(), selector)
         patches = patches.to(self.model.device).to(query.dtype)
-        return mixed_tokens(self.model, patches, keyframes, query, merger, self.qformer)
+        if merger in PEERS:
+            return peer_tokens(self.model, merger, patches, query, budget)
+        seen = self._seen(len(embeds), budget)
+        keyframes = choose_keyframes(self.model, embeds[seen], query.cpu(), selector)
+        sequence = mixed_tokens(self.model, patches[seen], keyframes, query, merger, self.qformer)
+        frame_of_token = torch.where(sequence.frame_of_token < 0, -1, seen[sequence.frame_of_token])
+        return replace(sequence, keyframes=seen[sequence.keyframes], frame_of_token=frame_of_token)
+
+    def _seen(self, num_frames: int, budget: int | None) -> torch.Tensor:
+        """Numbers of the frames whose tokens fit the budget, all of them without one."""
+        config = self.model.config
+        spent = config.visual_tokens(config.max_keyframes, config.max_keyframes) - config.max_keyframes
+        if budget is None:
+            return torch.arange(num_frames)
+        if budget - spent < config.max_keyframes:
+            raise ValueError(
+                f"budget must be at least {spent + config.max_keyframes} for {config.max_keyframes} keyframes, "
+                f"got {budget}"
+            )
+        return sampled_frames(num_frames, budget - spent)
 
 
 def load_qformer(directory: Path, model: ViLaMPForConditionalGeneration) -> QFormerMerger:

@@ -74,10 +74,10 @@ def make_prediction(
     return Prediction(question, answer, said, correct, keyframes, len(sequence.embeds), recall)
 
 
-def accuracy(correct: Sequence[bool]) -> dict[str, Any]:
-    """Count right answers: correct, accuracy, and Wilson's 95 % interval low, high."""
-    low, high = wilson_interval(sum(correct), len(correct))
-    return {"correct": sum(correct), "accuracy": sum(correct) / len(correct), "low": low, "high": high}
+def score(correct: int, questions: int) -> dict[str, Any]:
+    """Right answers as a share of the questions: questions, correct, accuracy, and Wilson's 95 % interval low, high."""
+    low, high = wilson_interval(correct, questions)
+    return {"questions": questions, "correct": correct, "accuracy": correct / questions, "low": low, "high": high}
 
 
 def weights_fingerprint(model: str | os.PathLike[str]) -> str:

@@ -1,0 +1,175 @@
+"""The paper's §3 on TinyWorld: where the answer's attention falls."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from vilamp_lite.checkpoints import load_checkpoint, load_processor
+from vilamp_lite.evaluation.niah import Examiner, cell_haystacks
+from vilamp_lite.evaluation.studies import ALL, FULL, Exam, Model, Row, Study, make_study
+from vilamp_lite.modeling import MixedPrecisionSequence, TokenKind, ViLaMPForConditionalGeneration
+from vilamp_lite.processing import ViLaMPProcessor
+from vilamp_lite.progress import progress_bar
+
+CURVE = np.linspace(0, 1, 101)  # shares of the frames at which attention is added up
+
+
+def attention_study(
+    model: Model,
+    exam: Exam,
+    *,
+    variants: Sequence[tuple[str, str]] = (FULL, ("uniform", "dfm")),
+    attention_share: float = 0.9,
+    frame_share: float = 0.05,
+    patch_share: float = 0.8,
+) -> Study:
+    """§3: what share of the answer's attention falls on what share of the frames and patches, and how alike those are.
+
+    The attention is that of the position which says the answer's first word, averaged over layers and heads, to the
+    visual tokens. A keyframe's is the sum over its patches. A uniform selector's keyframes are chosen without the
+    question, so that the concentration found with it is the language model's own.
+
+    Args:
+        model: a TinyWorld model's directory.
+        exam: lengths of a few hundred frames; attention takes memory with the square.
+        variants: pairs of selector and merger.
+        attention_share: of the attention on frames, for `frames_needed`.
+        frame_share: of the frames that are attended most, for `most_attended`, `cosine_attended` and `cosine_random`.
+        patch_share: of the attention on keyframes' patches, for `patches_needed`.
+
+    Returns:
+        Rows by variant, length and family, each a mean over questions:
+        frames_needed and patches_needed, the smallest shares of frames and of keyframe patches that hold those shares
+        of attention; most_attended, the attention on the most attended frames; on_keyframes and on_needles, the
+        attention on these; on_video, the visual tokens' part of all attention; cosine_attended and cosine_random, the
+        mean cosine between two of the most attended frames, and between two of as many random ones; `curve`, the
+        attention on the most attended 0, 1, …, 100 % of the frames. `low` and `high` hold 95 % intervals of the means.
+
+    Raises:
+        ValueError: as `Examiner`.
+    """
+    loaded = load_checkpoint(model)
+    # Other implementations never hold the weights of attention.
+    loaded.language_model.set_attn_implementation("eager")
+    examiner = Examiner(loaded, load_processor(model, loaded.config), exam.seed, exam.pool)
+    cells = [cell for variant in variants for cell in exam.variant(*variant)]
+    measured: dict[tuple[str, str, int, str], list[dict[str, float]]] = {}
+    curves: dict[tuple[str, str, int, str], list[np.ndarray]] = {}
+    with progress_bar(sum(cell.questions for cell in cells), "questions", "attention") as bar:
+        for cell in cells:
+            haystacks = cell_haystacks(cell, exam.seed, exam.pool)
+            examiner.features.encode(scene for haystack in haystacks for scene in haystack.scenes)
+            for number, haystack in enumerate(haystacks):
+                sequence = examiner.sequence(haystack, cell.selector, cell.merger)
+                embeds, _ = examiner.features.of(haystack.scenes)
+                attention = answer_attention(loaded, examiner.processor, haystack.question.text, sequence)
+                random = np.random.default_rng((exam.seed, number))
+                values, curve = _measure(
+                    attention.mean(dim=(0, 1)).double().numpy(),
+                    sequence,
+                    embeds,
+                    haystack.needle_frames,
+                    (attention_share, frame_share, patch_share),
+                    random,
+                )
+                for family in (cell.family, ALL):
+                    key = cell.selector, cell.merger, cell.frames, family
+                    measured.setdefault(key, []).append(values)
+                    curves.setdefault(key, []).append(curve)
+                bar.update(1)
+    rows = []
+    for selector, merger in variants:
+        for frames in exam.frames:
+            for family in (*exam.families, ALL):
+                key = selector, merger, frames, family
+                about = {"selector": selector, "merger": merger, "frames": frames, "family": family}
+                rows.append(about | _means(measured[key]) | {"curve": np.mean(curves[key], axis=0).tolist()})
+    shares = {"attention_share": attention_share, "frame_share": frame_share, "patch_share": patch_share}
+    return make_study("attention", model, exam, rows, variants=variants, **shares)
+
+
+@torch.inference_mode()
+def answer_attention(
+    model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor, question: str, sequence: MixedPrecisionSequence
+) -> torch.Tensor:
+    """The attention of the position that says the answer's first word to each visual token.
+
+    Args:
+        model: its language model's attention must be "eager".
+        processor: its own.
+        question: what is asked.
+        sequence: the video, T tokens.
+
+    Returns:
+        [layers, heads, T]; less than 1 together for each head, since the prompt's words are attended, too.
+    """
+    prompt = processor.prompts([question])
+    output = model(**prompt, video_embeds=[sequence.embeds], output_attentions=True, use_cache=False)
+    start = int((prompt["input_ids"][0] == model.config.video_token_id).nonzero()[0, 0])
+    last = torch.stack([layer[0, :, -1] for layer in output.attentions])
+    return last[..., start : start + len(sequence.embeds)].cpu()
+
+
+def share_needed(attention: np.ndarray, share: float) -> float:
+    """The smallest share of items that hold a share of the attention together.
+
+    Args:
+        attention: [n] of each item, at least 0.
+        share: from 0 to 1.
+    """
+    most = np.cumsum(np.sort(attention)[::-1]) / attention.sum()
+    return float((np.searchsorted(most, share - 1e-9) + 1) / len(attention))
+
+
+def _measure(
+    attention: np.ndarray,
+    sequence: MixedPrecisionSequence,
+    embeds: torch.Tensor,
+    needle_frames: Sequence[tuple[int, int]],
+    shares: tuple[float, float, float],
+    random: np.random.Generator,
+) -> tuple[dict[str, float], np.ndarray]:
+    """Everything `attention_study` says about one question; attention is [T]."""
+    attention_share, frame_share, patch_share = shares
+    frame_of_token, kinds = sequence.frame_of_token.numpy(), sequence.kind_of_token.numpy()
+    in_frame = frame_of_token >= 0
+    of_frame = np.bincount(frame_of_token[in_frame], attention[in_frame], len(embeds))
+    of_frame /= of_frame.sum()
+    order = np.argsort(-of_frame, kind="stable")
+    count = max(2, math.ceil(frame_share * len(of_frame)))
+    needles = np.concatenate([np.arange(start, stop) for start, stop in needle_frames])
+    values = {
+        "frames_needed": share_needed(of_frame, attention_share),
+        "patches_needed": share_needed(attention[kinds == TokenKind.PATCH], patch_share),
+        "most_attended": float(of_frame[order[:count]].sum()),
+        "on_keyframes": float(of_frame[sequence.keyframes.numpy()].sum()),
+        "on_needles": float(of_frame[needles].sum()),
+        "on_video": float(attention.sum()),
+        "cosine_attended": _mean_cosine(embeds[order[:count]]),
+        "cosine_random": _mean_cosine(embeds[random.choice(len(embeds), count, replace=False)]),
+    }
+    reached = np.concatenate([[0], np.cumsum(of_frame[order])])
+    return values, np.interp(CURVE, np.linspace(0, 1, len(reached)), reached)
+
+
+def _mean_cosine(embeds: torch.Tensor) -> float:
+    """Between two different ones of the unit vectors [n, D]."""
+    count = len(embeds)
+    return float((embeds.double().sum(dim=0).square().sum() - count) / (count * (count - 1)))
+
+
+def _means(measured: Sequence[Mapping[str, float]]) -> Row:
+    values = {name: np.array([one[name] for one in measured]) for name in measured[0]}
+    mean = {name: float(column.mean()) for name, column in values.items()}
+    error = {name: 1.96 * _standard_error(column) for name, column in values.items()}
+    bounds = {
+        "low": {name: mean[name] - error[name] for name in mean},
+        "high": {name: mean[name] + error[name] for name in mean},
+    }
+    return {"questions": len(measured)} | mean | bounds
+
+
+def _standard_error(column: np.ndarray) -> float:
+    return float(column.std(ddof=1)) / math.sqrt(len(column)) if len(column) > 1 else 0.0
