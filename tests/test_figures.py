@@ -1,0 +1,108 @@
+"""Figures of studies: what is drawn is what the rows say."""
+
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from vilamp_lite.evaluation import figures
+from vilamp_lite.evaluation.figures import ablation_figure, interval, niah_figure, peers_figure, training_figure
+from vilamp_lite.evaluation.recorded import TRAINING
+from vilamp_lite.evaluation.studies import ALL
+
+FAMILIES = ["attribute", "companion"]
+
+
+def row(accuracy: float, **about: object) -> dict:
+    return about | {"accuracy": accuracy, "low": accuracy - 0.05, "high": accuracy + 0.05}
+
+
+@pytest.fixture
+def studies() -> dict[str, dict]:
+    rng = np.random.default_rng(0)
+    niah = [
+        row(float(rng.random()), selector=s, merger=m, depth=depth, frames=frames, family=family)
+        for s, m in (("dks", "dfm"), ("uniform", "mean"))
+        for depth in (0.0, 1.0, ALL)
+        for frames in (64, 128, 256)
+        for family in (*FAMILIES, ALL)
+    ]
+    ablation = [
+        row(0.3 + 0.1 * number, selector=s, merger="dfm", family=family)
+        for number, s in enumerate(("dks", "uniform"))
+        for family in (*FAMILIES, ALL)
+    ]
+    peers = [
+        row(0.2 + 0.1 * number, method=method, budget=budget, tokens=budget - 3, family=family)
+        for number, method in enumerate(("full", "dense"))
+        for budget in (128, 256)
+        for family in (*FAMILIES, ALL)
+    ]
+    about = {"variants": [["dks", "dfm"], ["uniform", "mean"]], "frames": [64, 128, 256], "depths": [0.0, 1.0]}
+    training = [
+        {"seed": seed, "stage": stage, "steps": 6, "window": 2, "loss": [3 + seed, 2, 1], "accuracy": [0, 0.5, 1]}
+        for seed in (0, 1)
+        for stage in ("alignment", "mixed")
+    ]
+    return {
+        "niah": {"parameters": about, "rows": niah},
+        "ablation": {"parameters": {"families": FAMILIES}, "rows": ablation},
+        "peers": {"parameters": {"families": FAMILIES}, "rows": peers},
+        TRAINING: {"parameters": {"seeds": [0, 1]}, "rows": training},
+    }
+
+
+def test_a_map_holds_its_own_cells(studies: dict[str, dict]) -> None:
+    figure = niah_figure(studies["niah"], "companion")
+    maps = [axis.images[0].get_array() for axis in figure.axes if axis.images]
+    assert [axis.get_title() for axis in figure.axes[:2]] == ["dks + dfm", "uniform + mean"]
+    for shown, selector in zip(maps, ("dks", "uniform"), strict=True):
+        for line, depth in zip(shown, (0.0, 1.0), strict=True):
+            own = [r for r in studies["niah"]["rows"] if (r["selector"], r["depth"]) == (selector, depth)]
+            wanted = [r["accuracy"] for r in own if r["family"] == "companion"]
+            assert line.tolist() == pytest.approx(wanted)
+    plt.close(figure)
+
+
+def test_training_curves_are_of_their_seed(studies: dict[str, dict]) -> None:
+    figure = training_figure(studies[TRAINING], 1)
+    upper, _, lower, _ = figure.axes
+    assert upper.get_title() == "alignment"
+    assert upper.lines[0].get_ydata().tolist() == [4, 4, 2, 2, 1, 1]
+    assert lower.lines[0].get_ydata().tolist() == [0, 0, 0.5, 0.5, 1, 1]
+    plt.close(figure)
+
+
+def test_peers_stand_at_their_tokens(studies: dict[str, dict]) -> None:
+    figure = peers_figure(studies["peers"])
+    (axis,) = figure.axes
+    lines = [line for line in axis.lines if line.get_marker() in "os"]
+    for number, line in enumerate(lines[:2]):
+        assert line.get_xdata().tolist() == [125, 253]
+        assert line.get_ydata().tolist() == pytest.approx([0.2 + 0.1 * number] * 2)
+    plt.close(figure)
+
+
+def test_a_variant_can_be_set_off(studies: dict[str, dict]) -> None:
+    one, other = (ablation_figure(studies["ablation"], marked) for marked in ("dks + dfm", "uniform + dfm"))
+    for figure in (one, other):
+        assert [axis.get_title() for axis in figure.axes][:2] == FAMILIES
+        plt.close(figure)
+    assert interval(studies["ablation"]["rows"][0]) == (0.3, 0.25, 0.35)
+
+
+def test_the_committed_figures(studies: dict[str, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "load_result", lambda name: json.loads(json.dumps(studies[name])))
+    assert figures.main(tmp_path) == 0
+    assert {path.stem for path in tmp_path.glob("*.png")} == set(studies)
+
+
+def test_missing_results_are_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def missing(name: str) -> dict:
+        raise ValueError(f"there is no recorded study {name}")
+
+    monkeypatch.setattr(figures, "load_result", missing)
+    assert figures.main(tmp_path) == 2
+    assert capsys.readouterr().err == f"error: there is no recorded study {TRAINING}\n"

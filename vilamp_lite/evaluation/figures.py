@@ -1,0 +1,91 @@
+"""Figures of recorded studies: from rows to `plots`.
+
+`python -m vilamp_lite.evaluation.figures` draws the committed ones from figures/results.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from vilamp_lite import plots
+from vilamp_lite.evaluation.recorded import RESULTS, TRAINING, load_result
+from vilamp_lite.evaluation.report import Row, find
+from vilamp_lite.evaluation.studies import ALL, Study
+from vilamp_lite.tinyworld.questions import FAMILIES
+
+# Of an answer drawn at random, by family; every shape has as many.
+CHANCE = {name: 1 / len(family.options("star")) for name, family in FAMILIES.items()}
+
+
+def interval(row: Row) -> plots.Interval:
+    """An accuracy with both ends of its interval."""
+    return row["accuracy"], row["low"], row["high"]
+
+
+def training_figure(study: Study, seed: int) -> Figure:
+    """The curves of one training, from `training_study`."""
+    rows = [row for row in study["rows"] if row["seed"] == seed]
+    return plots.training_curves(
+        {row["stage"]: np.array([row["loss"], row["accuracy"]]).T.repeat(row["window"], axis=0) for row in rows}
+    )
+
+
+def niah_figure(study: Study, family: str = ALL) -> Figure:
+    """Fig. 2: accuracy by length and depth, a map for each variant, from `niah_study`."""
+    about = study["parameters"]
+    maps = {}
+    for selector, merger in about["variants"]:
+        place = {"selector": selector, "merger": merger, "family": family}
+        maps[f"{selector} + {merger}"] = np.array(
+            [
+                [find(study["rows"], **place, depth=depth, frames=frames)["accuracy"] for frames in about["frames"]]
+                for depth in about["depths"]
+            ]
+        )
+    return plots.needle_heat_maps(maps, about["frames"], about["depths"])
+
+
+def ablation_figure(study: Study, marked: str = "dks + dfm") -> Figure:
+    """Table 2: every variant's accuracy by family, one of them set off, from `ablation_study` at one length."""
+    names = list(dict.fromkeys((row["selector"], row["merger"]) for row in study["rows"]))
+    dots = {
+        family: {f"{s} + {m}": interval(find(study["rows"], selector=s, merger=m, family=family)) for s, m in names}
+        for family in study["parameters"]["families"]
+    }
+    return plots.variant_dots(dots, {family: CHANCE[family] for family in dots}, marked)
+
+
+def peers_figure(study: Study, family: str = ALL) -> Figure:
+    """Accuracy by visual tokens, a curve for each method, from `peers_study` at one length."""
+    rows = [row for row in study["rows"] if row["family"] == family]
+    chance = (
+        CHANCE[family] if family != ALL else float(np.mean([CHANCE[name] for name in study["parameters"]["families"]]))
+    )
+    methods = dict.fromkeys(row["method"] for row in rows)
+    curves = {name: {row["tokens"]: interval(row) for row in rows if row["method"] == name} for name in methods}
+    return plots.accuracy_by_tokens(curves, chance)
+
+
+def main(folder: Path = RESULTS.parent) -> int:
+    """Draw the committed figures."""
+    plots.set_style()
+    drawn = {
+        TRAINING: lambda study: training_figure(study, study["parameters"]["seeds"][0]),
+        "niah": niah_figure,
+        "ablation": ablation_figure,
+        "peers": peers_figure,
+    }
+    try:
+        for name, draw in drawn.items():
+            draw(load_result(name)).savefig(folder / f"{name}.png", dpi=150)
+            print(folder / f"{name}.png")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
