@@ -155,6 +155,11 @@ def test_questions_are_what_the_scenes_answer(examples: Examples) -> None:
         some = questions_about(examples.shown[chosen], random, 2)
         assert len(some) == min(2, len(expected))
         assert set(some) <= expected
+        # The easy questions can be kept few: no other gives way to them.
+        easy = {turn for turn in expected if turn[0].startswith(("what color is", "what is with"))}
+        few = set(questions_about(examples.shown[chosen], random, 100, most_easy=1))
+        assert few - easy == expected - easy
+        assert len(few & easy) == min(1, len(easy))
         asked.update(question.split(" the ")[0] for question, _ in found)
     assert len(asked) == 4
     assert min(asked.values()) > 20
@@ -357,7 +362,7 @@ def test_single_patches_are_frames_of_one_thing(model: ViLaMPForConditionalGener
     asked = set()
     for seed in range(20):
         random = np.random.default_rng(seed)
-        single = task._single_patches(random, roll_calls=True)
+        single = task._single_patches(random, roll_calls=True, others=12)
         things = [
             next(thing for thing in examples.bank.scenes[scene].things if thing.cell == cell) for scene, cell in single
         ]
@@ -414,12 +419,30 @@ def test_mixed_trains_all_that_reads(
 def test_a_mixed_step(model: ViLaMPForConditionalGeneration, examples: Examples) -> None:
     """Whatever kind of step is drawn, it trains no more than it should."""
     task = MixedTask(model, examples, QFormerMerger(96, 96))
-    kinds = Counter(np.random.default_rng(seed).random() // 0.15 for seed in range(4))
-    assert len(kinds) > 1
-    for seed in range(4):
+    limits = [task.alignment_share / 2, task.alignment_share, task.alignment_share + task.drop_share]
+    kinds = [int(np.searchsorted(limits, np.random.default_rng(seed).random())) for seed in range(12)]
+    assert set(kinds) == {0, 1, 2, 3}
+    for seed in (kinds.index(kind) for kind in range(4)):
         parts = reached(task, seed=seed)
         assert "language_model" in parts
         assert parts <= trainable(task)
+
+
+def test_long_alignment_videos_ask_many_questions(model: ViLaMPForConditionalGeneration, examples: Examples) -> None:
+    """Hundreds of single patches that no question names, and still the answers are what all patches show."""
+    task = AlignmentTask(model, examples)
+    random = np.random.default_rng(0)
+    single = task._single_patches(random, roll_calls=True, others=400)
+    things = [next(t for t in examples.bank.scenes[scene].things if t.cell == cell) for scene, cell in single]
+    assert set(questions_about(task._shown_alone(single), random, 1000)) == truths(
+        [Scene(0, (thing,), 1) for thing in things]
+    )
+    conversations, videos, _ = task.draw(random, 6, 1.0, others=400, keyframes_only=0.0)
+    assert max(len(video.embeds) for video in videos) > 200
+    assert all((video.kind_of_token == TokenKind.MERGED).any() for video in videos)
+    asked = [sum(label == task.processor.tokenizer.eos_token_id for label in labels) for _, labels in conversations]
+    assert all(1 <= number <= 8 for number in asked)
+    assert max(asked) > 3
 
 
 def test_contrastive_learns(examples: Examples) -> None:

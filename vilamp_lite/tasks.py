@@ -199,13 +199,17 @@ class Examples:
         return [(scene, least if family == "roll call" else int(self.bank.lengths[scene])) for scene in scenes]
 
 
-def questions_about(shown: np.ndarray, random: np.random.Generator, count: int) -> list[tuple[str, str]]:
+def questions_about(
+    shown: np.ndarray, random: np.random.Generator, count: int, most_easy: int | None = None
+) -> list[tuple[str, str]]:
     """Draw questions that a few frames of different scenes answer, with their answers.
 
     Args:
         shown: [F, 10, 8], how many things of each shape and color each frame shows.
         random: draws among all the questions there are.
         count: at most so many.
+        most_easy: at most so many of them that one thing or one frame answers (attribute, companion); any number when
+            left out.
     """
     found = []
     by_shape = shown.sum(axis=2)
@@ -230,8 +234,11 @@ def questions_about(shown: np.ndarray, random: np.random.Generator, count: int) 
                 found.append(("companion", name, SHAPES[others[0]]))
             elif len(others) == 2 and others[0] != others[1]:
                 found.append(("two companions", name, f"{SHAPES[others[0]]} and {SHAPES[others[1]]}"))
-    # There are many more questions about one color than about anything else: these come last.
-    chosen = sorted(random.permutation(len(found)), key=lambda number: found[number][0] == "attribute")[:count]
+    # There are many more of the easy questions, and most of them about one color: these come last.
+    order = random.permutation(len(found))
+    easy = [number for number in order if found[number][0] in ("attribute", "companion")][:most_easy]
+    easy.sort(key=lambda number: found[number][0] == "attribute")
+    chosen = ([number for number in order if found[number][0] not in ("attribute", "companion")] + easy)[:count]
     random.shuffle(chosen)
     return [(FAMILIES[found[i][0]].text.format(shape=found[i][1]), found[i][2]) for i in chosen]
 
@@ -338,44 +345,72 @@ class AlignmentTask(MiniatureTask):
         if model.video_newline is not None:
             model.video_newline.requires_grad_(True)
         self.roll_calls = {FAMILIES["roll call"].text.format(shape=shape) for shape in SHAPES}
+        self.things = np.argwhere(examples.cells[..., 0] >= 0)  # scene and cell of each
         words = self.processor.tokenizer.convert_tokens_to_ids
         self.shape_words, self.color_words = words(list(SHAPES)), words(list(_COLORS))
 
     def forward(self, random: np.random.Generator, batch_size: int, progress: float) -> tuple[torch.Tensor, float]:
-        """Ask up to eight questions about one keyframe or more, single patches, or both."""
+        """Ask up to eight questions about each of `batch_size` short videos."""
+        conversations, videos, naming = self.draw(random, batch_size, progress, others=12 if progress < 0.5 else 150)
+        loss, accuracy = self.answer_loss(conversations, videos)
+        return loss + self.naming_weight * naming, accuracy
+
+    def draw(
+        self, random: np.random.Generator, count: int, progress: float, others: int, keyframes_only: float = 0.45
+    ) -> tuple[list[tuple[list[int], list[int]]], list[MixedPrecisionSequence], torch.Tensor]:
+        """Make videos of one keyframe or more, of single patches, or of both, and questions about them.
+
+        Args:
+            random: draws everything.
+            count: of videos.
+            progress: the further, the more keyframes and the harder questions.
+            others: the most single patches of things that no question names.
+            keyframes_only: the share of videos without single patches.
+
+        Returns:
+            Conversations, videos, and how badly their tokens name their things, the mean over the videos.
+        """
         most = 1 + round((MOST_KEYFRAMES - 1) * min(max((progress - 0.35) / 0.35, 0), 1))
-        count = int(random.integers(1, most + 1))
-        conversations, videos, naming = [], [], 0.0
-        while len(videos) < batch_size:
+        keyframes = int(random.integers(1, most + 1))
+        conversations, videos, naming = [], [], []
+        while len(videos) < count:
             kind = random.random()
-            scenes = self._scenes(random, count if kind < 0.6 else 0)
+            both = keyframes_only + (1 - keyframes_only) / 4
+            scenes = self._scenes(random, keyframes if kind < both else 0)
             # Roll calls from the start would hide from the model that a question names a thing to look up.
-            roll_calls = progress > 0.25 and kind > 0.6
-            single = self._single_patches(random, roll_calls) if kind > 0.45 else np.zeros((0, 2), int)
+            roll_calls = progress > 0.25 and kind > both
+            single = np.zeros((0, 2), int)
+            if kind > keyframes_only:
+                single = self._single_patches(random, roll_calls, others)
             shown = np.concatenate([self.examples.shown[scenes], self._shown_alone(single)])
-            turns = questions_about(shown, random, 8)
-            if roll_calls:  # they are learned only if they are asked often, and by themselves
+            turns = questions_about(shown, random, 8, None if progress < 0.5 else 2)
+            if roll_calls and progress < 0.5:  # they are learned only if they are asked often
                 turns = [turn for turn in turns if turn[0] in self.roll_calls]
             if not turns:
                 continue
             video, own_naming = self._video(random, scenes, single)
             videos.append(video)
-            naming = naming + own_naming
+            naming.append(own_naming)
             conversations.append(self.conversation(turns))
-        loss, accuracy = self.answer_loss(conversations, videos)
-        return loss + self.naming_weight * naming / batch_size, accuracy
+        return conversations, videos, torch.stack(naming).mean()
 
-    def _single_patches(self, random: np.random.Generator, roll_calls: bool) -> np.ndarray:
-        """Scenes and cells [n, 2] of up to twelve things, a patch each; with roll calls, one to three shapes' too."""
-        examples = self.examples
-        chosen = []
-        for shape in random.permutation(len(SHAPES))[: random.integers(1, 4) if roll_calls else 0]:
-            for color in random.permutation(8)[1:]:
-                for scene in random.choice(examples.single[shape][color], random.integers(2, 4)):
-                    chosen.append((scene, int((examples.cells[scene, :, 0] == shape).argmax())))
-        for scene in random.integers(0, len(examples.cells), random.integers(1, 13)):
-            chosen.append((scene, random.choice(np.flatnonzero(examples.cells[scene, :, 0] >= 0))))
-        return np.array(chosen, int)
+    def _single_patches(self, random: np.random.Generator, roll_calls: bool, others: int) -> np.ndarray:
+        """Scenes and cells [n, 2] of things, a patch each.
+
+        Of three shapes one or two colors are there; with roll calls, of one to three more seven colors, each two or
+        three times; and up to `others` things of the shapes that are left.
+        """
+        examples, shapes = self.examples, random.permutation(len(SHAPES))
+        called = shapes[: random.integers(1, 4) if roll_calls else 0]
+        few = shapes[len(called) : len(called) + 3]
+        wanted = [(shape, color) for shape in few for color in random.permutation(8)[: random.integers(1, 3)]]
+        for shape in called:
+            wanted += [(shape, color) for color in random.permutation(8)[1:] for _ in range(random.integers(2, 4))]
+        scenes = np.array([random.choice(examples.single[shape][color]) for shape, color in wanted])
+        cells = (examples.cells[scenes, :, 0] == np.array(wanted)[:, :1]).argmax(axis=1)
+        free = ~np.isin(examples.cells[*self.things.T, 0], [*called, *few])
+        left = random.choice(self.things[free], random.integers(1, others + 1))
+        return np.concatenate([np.stack([scenes, cells], axis=1), left])
 
     def _shown_alone(self, single: np.ndarray) -> np.ndarray:
         """What single patches [n, 2] show, as frames of one thing each: [n, 10, 8]."""
@@ -390,15 +425,17 @@ class AlignmentTask(MiniatureTask):
         """A video of keyframes and single patches in random order, and how badly its tokens name their things."""
         model, bank, cells = self.model, self.examples.bank, self.examples.cells
         every = np.concatenate([scenes, single[:, 0]])
-        patches = self.patches(bank.first_frame[every] + random.integers(0, bank.lengths[every]))
-        keyframes, alone = patches[: len(scenes)], patches[torch.arange(len(scenes), len(every)), single[:, 1]]
+        frames = bank.first_frame[every] + random.integers(0, bank.lengths[every])
+        keyframes = self.patches(frames[: len(scenes)])
+        alone = bank.patches[torch.from_numpy(frames[len(scenes) :]), torch.from_numpy(single[:, 1])]
+        alone = alone.to(model.device, torch.float32)
         projected, merged = model.keyframe_connector(keyframes), model.merged_connector(alone)
         naming = self._naming_loss(
             torch.cat([projected.flatten(0, 1), merged]),
             np.concatenate([cells[scenes].reshape(-1, 2), cells[single[:, 0], single[:, 1]]]),
         )
         place = torch.from_numpy(random.permutation(len(every)))
-        frame_of_token = torch.cat([place[: len(scenes)].repeat_interleave(patches.shape[1]), place[len(scenes) :]])
+        frame_of_token = torch.cat([place[: len(scenes)].repeat_interleave(keyframes.shape[1]), place[len(scenes) :]])
         order = frame_of_token.argsort(stable=True)
         is_keyframe = torch.zeros(len(every), dtype=torch.bool).index_fill_(0, place[: len(scenes)], True)
         tokens = torch.cat([model.keyframe_tokens(keyframes), merged]) if len(scenes) else merged
@@ -412,10 +449,15 @@ class AlignmentTask(MiniatureTask):
             random.integers(0, bank.num_random, count),
             random.integers(bank.num_random, len(bank.scenes), count),
         )
-        if count > 1 and random.random() < 0.5:
+        # What two frames answer together is rare among scenes drawn at random.
+        for first in range(0, count - 1, 2):
+            kind = random.random()
             shape, one, other = random.permutation(len(SHAPES))[:3]
-            places = random.permutation(count)[:2]
-            scenes[places] = [random.choice(self.examples.pairs[shape][o]) for o in (one, other)]
+            if kind < 0.5:
+                scenes[first : first + 2] = [random.choice(self.examples.pairs[shape][o]) for o in (one, other)]
+            elif kind < 0.7:
+                colors = random.permutation(len(_COLORS))[:2]
+                scenes[first : first + 2] = [random.choice(self.examples.single[shape][color]) for color in colors]
         return scenes
 
     def _naming_loss(self, tokens: torch.Tensor, cells: np.ndarray) -> torch.Tensor:
@@ -466,15 +508,17 @@ VARIANTS = (
     ("top_relevance", "mean", 0.06),
     ("uniform", "mean", 0.06),
 )
+# The harder a family is to learn, the more often it is asked.
+FAMILY_SHARES = {"attribute": 0.1, "companion": 0.15, "roll call": 0.25, "two needles": 0.25, "two companions": 0.25}
 # From which share of the steps on sequences have how many tokens; a step has about the same number of tokens all along.
-LENGTHS = ((0.0, 256), (0.15, 512), (0.50, 1024), (0.80, 2048))
+LENGTHS = ((0.0, 256), (0.1, 512), (0.3, 1024), (0.6, 2048))
 
 
 class MixedTask(MiniatureTask):
     """Stage 4: both connectors and the language model read whole sequences; the merge stays as it is grounded."""
 
-    alignment_share = 0.15  # of the steps: binding the things of a frame is what a small language model finds hard
-    drop_share = 0.15  # of the steps: keyframes alone, many short videos at once
+    alignment_share = 0.3  # of the steps: many questions about one video teach more than one question can
+    drop_share = 0.1  # of the steps: keyframes alone, many short videos at once
 
     def __init__(
         self,
@@ -490,21 +534,33 @@ class MixedTask(MiniatureTask):
         self.qformer = qformer
 
     def forward(self, random: np.random.Generator, batch_size: int, progress: float) -> tuple[torch.Tensor, float]:
-        """Ask one question about each of as many videos as give about 256 · `batch_size` tokens."""
+        """Ask one question about each of as many videos as give about 256 · `batch_size` tokens; in some steps more."""
         kind = random.random()
-        if kind < self.alignment_share:
-            return self.alignment(random, batch_size, 1.0)
-        drop = kind < self.alignment_share + self.drop_share
         length = max(tokens for start, tokens in LENGTHS if progress >= start)
+        fitting = max(batch_size * 256 // length, 1)
+        if kind < self.alignment_share / 2:
+            conversations, videos, naming = self.alignment.draw(random, batch_size, 1.0, others=12)
+        elif kind < self.alignment_share:
+            conversations, videos, naming = self.alignment.draw(random, fitting, 1.0, length, keyframes_only=0.0)
+        else:
+            drop = kind < self.alignment_share + self.drop_share
+            conversations, videos, naming = *self._draw(random, batch_size if drop else fitting, length, drop), 0.0
+        strides = np.exp(random.uniform(np.log(1 / 8), np.log(6), len(videos)))
+        loss, accuracy = self.answer_loss(conversations, videos, strides)
+        return loss + self.alignment.naming_weight * naming, accuracy
+
+    def _draw(
+        self, random: np.random.Generator, count: int, length: int, drop: bool
+    ) -> tuple[list[tuple[list[int], list[int]]], list[MixedPrecisionSequence]]:
+        """Questions about videos of `length` tokens, one each; with `drop` these have keyframes only."""
         conversations, videos = [], []
-        for _ in range(batch_size if drop else max(batch_size * 256 // length, 1)):
-            family = str(random.choice(list(FAMILIES)))
+        for _ in range(count):
+            family = str(random.choice(list(FAMILY_SHARES), p=list(FAMILY_SHARES.values())))
             selector, merger = ("dks", "drop") if drop else self._variant(random)
             video, conversation = self._video(random, family, length, selector, merger)
             videos.append(video)
             conversations.append(conversation)
-        strides = np.exp(random.uniform(np.log(1 / 8), np.log(6), len(videos)))
-        return self.answer_loss(conversations, videos, strides)
+        return conversations, videos
 
     def _variant(self, random: np.random.Generator) -> tuple[str, str]:
         shares = np.array([share for *_, share in VARIANTS])
