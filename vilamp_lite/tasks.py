@@ -351,7 +351,7 @@ class AlignmentTask(MiniatureTask):
 
     def forward(self, random: np.random.Generator, batch_size: int, progress: float) -> tuple[torch.Tensor, float]:
         """Ask up to eight questions about each of `batch_size` short videos."""
-        conversations, videos, naming = self.draw(random, batch_size, progress, others=12 if progress < 0.5 else 150)
+        conversations, videos, naming = self.draw(random, batch_size, progress, others=6 if progress < 0.5 else 150)
         loss, accuracy = self.answer_loss(conversations, videos)
         return loss + self.naming_weight * naming, accuracy
 
@@ -397,19 +397,19 @@ class AlignmentTask(MiniatureTask):
     def _single_patches(self, random: np.random.Generator, roll_calls: bool, others: int) -> np.ndarray:
         """Scenes and cells [n, 2] of things, a patch each.
 
-        Of three shapes one or two colors are there; with roll calls, of one to three more seven colors, each two or
-        three times; and up to `others` things of the shapes that are left.
+        Of one to three shapes one or two colors are there; with roll calls, of one to three more seven colors, each
+        two or three times; and up to `others` things of the shapes that are left.
         """
         examples, shapes = self.examples, random.permutation(len(SHAPES))
         called = shapes[: random.integers(1, 4) if roll_calls else 0]
-        few = shapes[len(called) : len(called) + 3]
+        few = shapes[len(called) :][: random.integers(1, 4)]
         wanted = [(shape, color) for shape in few for color in random.permutation(8)[: random.integers(1, 3)]]
         for shape in called:
             wanted += [(shape, color) for color in random.permutation(8)[1:] for _ in range(random.integers(2, 4))]
         scenes = np.array([random.choice(examples.single[shape][color]) for shape, color in wanted])
         cells = (examples.cells[scenes, :, 0] == np.array(wanted)[:, :1]).argmax(axis=1)
         free = ~np.isin(examples.cells[*self.things.T, 0], [*called, *few])
-        left = random.choice(self.things[free], random.integers(1, others + 1))
+        left = random.choice(self.things[free], random.integers(others + 1))
         return np.concatenate([np.stack([scenes, cells], axis=1), left])
 
     def _shown_alone(self, single: np.ndarray) -> np.ndarray:
