@@ -362,7 +362,7 @@ def test_single_patches_are_frames_of_one_thing(model: ViLaMPForConditionalGener
     asked = set()
     for seed in range(20):
         random = np.random.default_rng(seed)
-        single = task._single_patches(random, roll_calls=True, others=12)
+        single = task._single_patches(random, roll_calls=True, most_colors=2, others=12)
         things = [
             next(thing for thing in examples.bank.scenes[scene].things if thing.cell == cell) for scene, cell in single
         ]
@@ -432,7 +432,7 @@ def test_long_alignment_videos_ask_many_questions(model: ViLaMPForConditionalGen
     """Hundreds of single patches that no question names, and still the answers are what all patches show."""
     task = AlignmentTask(model, examples)
     random = np.random.default_rng(0)
-    single = task._single_patches(random, roll_calls=True, others=400)
+    single = task._single_patches(random, roll_calls=True, most_colors=2, others=400)
     things = [next(t for t in examples.bank.scenes[scene].things if t.cell == cell) for scene, cell in single]
     assert set(questions_about(task._shown_alone(single), random, 1000)) == truths(
         [Scene(0, (thing,), 1) for thing in things]

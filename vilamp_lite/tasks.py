@@ -377,11 +377,12 @@ class AlignmentTask(MiniatureTask):
             kind = random.random()
             both = keyframes_only + (1 - keyframes_only) / 4
             scenes = self._scenes(random, keyframes if kind < both else 0)
-            # Roll calls from the start would hide from the model that a question names a thing to look up.
-            roll_calls = progress > 0.25 and kind > both
+            # Anything but look-up from the start would hide from the model that a question names a thing to look up.
+            hard = progress > 0.25
+            roll_calls = hard and kind > both
             single = np.zeros((0, 2), int)
             if kind > keyframes_only:
-                single = self._single_patches(random, roll_calls, others)
+                single = self._single_patches(random, roll_calls, 2 if hard else 1, others)
             shown = np.concatenate([self.examples.shown[scenes], self._shown_alone(single)])
             turns = questions_about(shown, random, 8, None if progress < 0.5 else 2)
             if roll_calls and progress < 0.5:  # they are learned only if they are asked often
@@ -394,16 +395,20 @@ class AlignmentTask(MiniatureTask):
             conversations.append(self.conversation(turns))
         return conversations, videos, torch.stack(naming).mean()
 
-    def _single_patches(self, random: np.random.Generator, roll_calls: bool, others: int) -> np.ndarray:
+    def _single_patches(
+        self, random: np.random.Generator, roll_calls: bool, most_colors: int, others: int
+    ) -> np.ndarray:
         """Scenes and cells [n, 2] of things, a patch each.
 
-        Of one to three shapes one or two colors are there; with roll calls, of one to three more seven colors, each
+        Of one to three shapes up to `most_colors` are there; with roll calls, of one to three more seven colors, each
         two or three times; and up to `others` things of the shapes that are left.
         """
         examples, shapes = self.examples, random.permutation(len(SHAPES))
         called = shapes[: random.integers(1, 4) if roll_calls else 0]
         few = shapes[len(called) :][: random.integers(1, 4)]
-        wanted = [(shape, color) for shape in few for color in random.permutation(8)[: random.integers(1, 3)]]
+        wanted = [
+            (shape, color) for shape in few for color in random.permutation(8)[: random.integers(1, most_colors + 1)]
+        ]
         for shape in called:
             wanted += [(shape, color) for color in random.permutation(8)[1:] for _ in range(random.integers(2, 4))]
         scenes = np.array([random.choice(examples.single[shape][color]) for shape, color in wanted])
