@@ -13,14 +13,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.evaluation.recorded import RESULTS, load_result
 from vilamp_lite.evaluation.report import find
 from vilamp_lite.evaluation.studies import ALL
 from vilamp_lite.miniature import Recipe
 from vilamp_lite.stamp import ROOT
+from vilamp_lite.tasks import LENGTHS
 from vilamp_lite.tinyworld import MINIATURE
 from vilamp_lite.tinyworld.encoder import vocabulary
 from vilamp_lite.tinyworld.questions import FAMILIES
+from vilamp_lite.tinyworld.render import COLORS, SHAPES, SIDE
 
 LIMIT = 12e6  # bytes
 FAMILY_NAMES = (*FAMILIES, ALL)
@@ -75,6 +78,11 @@ def card(results: Path = RESULTS) -> str:
         commit=str(seeds["stamp"]["commit"])[:10],
         chance=", ".join(f"{name} 1/{len(family.options('star'))}" for name, family in FAMILIES.items()),
         words=len(vocabulary()),
+        config=ViLaMPConfig.miniature(),
+        longest=max(tokens for _, tokens in LENGTHS),
+        side=SIDE,
+        shapes=len(SHAPES),
+        colors=len(COLORS),
     )
 
 
@@ -123,9 +131,11 @@ among them.
 
 - **Labels.** Stage 1 and the alignment learn what each patch shows, the grounding where the thing asked for is. The
   renderer knows; the paper's training has no such labels.
-- **A keyframe block**: one layer of attention among a keyframe's 16 patches before the language model.
-- **Attention scaled with length**: logits times log L / log 48.
-- All of a keyframe's patches are kept (the paper pools 729 to 196), K = 4, and the merge's temperature starts at 0.07.
+- **A keyframe block**: one layer of attention among a keyframe's {config.num_patches} patches before the language
+  model.
+- **Attention scaled with length**: logits times log L / log {config.attention_log_base}.
+- All of a keyframe's patches are kept (the paper pools 729 to 196), K = {config.max_keyframes}, and the merge's
+  temperature starts at {config.temperature}.
 - Encoder and language model are trained here: no SigLIP, CLIP or Qwen2 weights.
 
 Notebook 08 shows the model without each addition.
@@ -149,8 +159,9 @@ At 10,000 frames, {long_questions} questions of each family and seed:
 
 ## Limits
 
-TinyWorld only: 64 × 64 pictures of ten shapes in eight colors. Trained on at most 2,048 tokens. It answers one of its
-known answers whatever is asked, and can't say that it does not know. Words outside its {words} are refused.
+TinyWorld only: {side} × {side} pictures of {shapes} shapes in {colors} colors. Trained on at most {longest:,} tokens.
+It answers one of its known answers whatever is asked, and can't say that it does not know. Words outside its {words}
+are refused.
 `vilamp ask` refuses other footage without `--force`, because any answer would be a guess.
 """
 

@@ -87,8 +87,12 @@ def test_peers_stand_at_their_tokens(studies: dict[str, dict]) -> None:
 
 def test_a_variant_can_be_set_off(studies: dict[str, dict]) -> None:
     one, other = (ablation_figure(studies["ablation"], marked) for marked in ("dks + dfm", "uniform + dfm"))
-    for figure in (one, other):
+    for figure, share in ((one, 0.3), (other, 0.4)):
         assert [axis.get_title() for axis in figure.axes][:2] == FAMILIES
+        every, marked, _ = figure.axes[0].lines
+        assert every.get_xdata().tolist() == pytest.approx([0.3, 0.4])
+        assert marked.get_xdata().tolist() == pytest.approx([share])
+        assert marked.get_color() != every.get_color()
         plt.close(figure)
     assert interval(studies["ablation"]["rows"][0]) == (0.3, 0.25, 0.35)
 

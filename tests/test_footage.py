@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import save_random_miniature
 from typer.testing import CliRunner
 from video_files import read_numbers, write_video
 
@@ -18,13 +17,6 @@ from vilamp_lite.evaluation.footage import Case, Splice, encode_splice, evaluate
 from vilamp_lite.evaluation.scoring import wilson_interval
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
-
-
-@pytest.fixture(scope="module")
-def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "miniature"
-    save_random_miniature(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

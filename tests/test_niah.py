@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_models import save_random_miniature
 from typer.testing import CliRunner
 
 from vilamp_lite import cli
@@ -35,14 +34,6 @@ from vilamp_lite.tinyworld.questions import FAMILIES, sample_questions
 from vilamp_lite.tinyworld.render import SHAPES, Scene, render_scene
 
 POOL = 60
-
-
-@pytest.fixture(scope="module")
-def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random miniature with its Q-Former, as `vilamp train` lays them out."""
-    folder = tmp_path_factory.mktemp("models") / "miniature"
-    save_random_miniature(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from scipy.stats import binom
-from tiny_models import save_random_miniature
 
 from vilamp_lite.checkpoints import load_checkpoint, load_processor
 from vilamp_lite.evaluation import niah, studies
 from vilamp_lite.evaluation.attention import answer_attention, attention_study, share_needed
 from vilamp_lite.evaluation.niah import Cell, CellResult, Examiner, cell_haystacks
 from vilamp_lite.evaluation.recorded import RECORDED, load_result, main, record, training_study
-from vilamp_lite.evaluation.report import find, not_best, pooled
+from vilamp_lite.evaluation.report import difference_text, find, not_best, pooled, share_text, verdict
 from vilamp_lite.evaluation.results import Prediction
 from vilamp_lite.evaluation.scoring import paired_difference_interval, wilson_interval
 from vilamp_lite.evaluation.studies import (
@@ -40,14 +39,6 @@ from vilamp_lite.peers import PEERS
 from vilamp_lite.tinyworld.questions import FAMILIES
 
 EXAM = Exam((64, 80), (0.0, 1.0), ("attribute", "two needles"), questions=3, seed=3, pool=30)
-
-
-@pytest.fixture(scope="module")
-def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random miniature with its Q-Former, as `vilamp train` lays them out."""
-    folder = tmp_path_factory.mktemp("models") / "miniature"
-    save_random_miniature(folder)
-    return folder
 
 
 class Scripted:
@@ -383,6 +374,33 @@ def test_curves_are_recorded(tmp_path: Path, capsys: pytest.CaptureFixture) -> N
     (tmp_path / "train" / "full-seed2" / "alignment" / "state.safetensors").unlink()
     with pytest.raises(ValueError, match="alignment holds no saved state"):
         training_study(tmp_path / "train", [0, 2])
+
+
+def test_without_trainings_nothing_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["--trained", str(tmp_path), "--out", str(tmp_path / "results"), "--model", str(tmp_path)]
+    assert main(["training", *arguments]) == 2
+    assert f"there is no finished training in {tmp_path}: `vilamp train` makes one" in capsys.readouterr().err
+    assert main(arguments) == 2  # neither is there a bundled model
+    out, err = capsys.readouterr()
+    assert out.startswith("training: left out")
+    assert "is not a checkpoint" in err
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "text", "words"),
+    [
+        (0.5234, 2e-19, "+0.52 (+0.42 to +0.62, p = 2e-19)", "a is better than b"),
+        (-0.1, 0.01, "-0.10 (-0.20 to +0.00, p = 0.01)", "a is worse than b"),
+        (-0.001, 0.9, "+0.00 (-0.10 to +0.10, p = 0.9)", "no difference between a and b is shown"),
+    ],
+)
+def test_numbers_in_words(difference: float, p: float, text: str, words: str) -> None:
+    ends = {"difference_low": difference - 0.1, "difference_high": difference + 0.1}
+    row = {"difference": difference, "p": p, "accuracy": 0.951, "low": 0.909, "high": 0.966} | ends
+    assert difference_text(row) == text
+    assert verdict(row, "a", "b") == words
+    assert share_text(row) == "0.95 (0.91–0.97)"
 
 
 def test_results_that_are_not_there(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 
 from vilamp_lite.evaluation.scenes import Scene
 from vilamp_lite.keyframes import KeyframeSelection
-from vilamp_lite.training import smoothed
 
 if TYPE_CHECKING:
     from vilamp_lite.configuration import ViLaMPConfig
@@ -569,6 +568,8 @@ def training_curves(curves: Mapping[str, np.ndarray]) -> Figure:
     Args:
         curves: for each stage, in order, [steps, 2]: loss and accuracy of every step; drawn as means over 2 % of them.
     """
+    from vilamp_lite.training import smoothed  # here, since it loads accelerate and transformers: seconds
+
     size = (1 + 2.4 * len(curves), 3.8)
     figure, axes = plt.subplots(2, len(curves), figsize=size, sharex="col", squeeze=False, layout="constrained")
     for (upper, lower), (stage, curve) in zip(axes.T, curves.items(), strict=True):

@@ -313,10 +313,10 @@ class Examiner:
 
     def _seen(self, num_frames: int, budget: int | None) -> torch.Tensor:
         """Numbers of the frames whose tokens fit the budget, all of them without one."""
-        config = self.model.config
-        spent = config.visual_tokens(config.max_keyframes, config.max_keyframes) - config.max_keyframes
         if budget is None:
             return torch.arange(num_frames)
+        config = self.model.config
+        spent = config.visual_tokens(config.max_keyframes, config.max_keyframes) - config.max_keyframes
         if budget - spent < config.max_keyframes:
             raise ValueError(
                 f"budget must be at least {spent + config.max_keyframes} for {config.max_keyframes} keyframes, "

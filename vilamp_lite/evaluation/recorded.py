@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from vilamp_lite.checkpoints import load_config
 from vilamp_lite.checks import choice
 from vilamp_lite.evaluation.attention import attention_study
 from vilamp_lite.evaluation.studies import (
@@ -74,8 +75,10 @@ def training_study(trained: Model, seeds: Sequence[int], points: int = 50) -> St
         `accuracy`. The stamp is that of the recording.
 
     Raises:
-        ValueError: a stage that did not take place there.
+        ValueError: no seeds, or a stage that did not take place there.
     """
+    if not seeds:
+        raise ValueError(f"there is no finished training in {trained}: `vilamp train` makes one")
     rows = []
     for seed in seeds:
         for stage, curve in curves(Path(trained), "full", seed).items():
@@ -160,6 +163,8 @@ def record(
     others = _others(recording, trained)
     if missing := [str(other) for other in others if not other.is_dir()]:
         raise ValueError(f"{name} needs {', '.join(missing)}, which `vilamp train` makes")
+    for one in (model, *others):
+        load_config(one)  # refuses what is no checkpoint, before an hour is spent on another
     options = dict(recording.options)
     if recording.make is not attention_study:
         options |= {"processes": processes, "out": cells}
@@ -183,6 +188,12 @@ def _finished_seeds(trained: Model) -> list[int]:
     return sorted(int(folder.parent.name.removeprefix("full-seed")) for folder in folders)
 
 
+def _possible(name: str, trained: Model) -> bool:
+    if name == TRAINING:
+        return bool(_finished_seeds(trained))
+    return all(other.is_dir() for other in _others(RECORDED[name], trained))
+
+
 def _write(study: Study, name: str, out: Model) -> Path:
     file = Path(out) / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -204,11 +215,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = {name: getattr(options, name) for name in ("trained", "out", "cells", "questions", "processes")}
     try:
         for name in options.studies or (TRAINING, *RECORDED):
+            if not options.studies and not _possible(name, options.trained):
+                print(f"{name}: left out, its models are not in {options.trained}")
+                continue
             if name == TRAINING:
                 print(_write(training_study(options.trained, _finished_seeds(options.trained)), TRAINING, options.out))
-                continue
-            if not options.studies and not all(other.is_dir() for other in _others(RECORDED[name], options.trained)):
-                print(f"{name}: left out, its models are not in {options.trained}")
                 continue
             start = time.perf_counter()
             file = record(name, options.model, **settings)
