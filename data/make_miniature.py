@@ -129,8 +129,10 @@ among them.
 
 ## Where it departs from the paper
 
-- **Labels.** Stage 1 and the alignment learn what each patch shows, the grounding where the thing asked for is. The
-  renderer knows; the paper's training has no such labels.
+- **Labels.** Stage 1 and the alignment learn what each patch shows, the alignment also what is beside a thing in
+  frames of two, the grounding where the thing asked for is. The renderer knows; the paper's training has no such
+  labels.
+- **Early answers.** In the alignment the end of a question is trained to name the answer already.
 - **A keyframe block**: one layer of attention among a keyframe's {config.num_patches} patches before the language
   model.
 - **Attention scaled with length**: logits times log L / log {config.attention_log_base}.

@@ -4,6 +4,7 @@ import os
 import re
 from collections import Counter
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from vilamp_lite.tasks import (
     caption_matches,
     caption_texts,
     describe_scenes,
+    naming_loss,
     questions_about,
 )
 from vilamp_lite.tinyworld import bank as bank_module
@@ -276,6 +278,23 @@ def test_conversations_supervise_answers_only(model: ViLaMPForConditionalGenerat
     )
 
 
+def test_early_answers_are_asked_for_where_the_shape_is_named(
+    model: ViLaMPForConditionalGeneration, examples: Examples
+) -> None:
+    task = GroundingTask(model, examples)
+    words = task.processor.tokenizer.convert_ids_to_tokens
+    ids, labels = task.conversation(TURNS, early=True)
+    plain_ids, plain = task.conversation(TURNS)
+    assert ids == plain_ids
+    # What stands before a label is what should say it.
+    added = [
+        (words(ids[place - 1]), words(label))
+        for place, (label, before) in enumerate(zip(labels, plain, strict=True))
+        if label != before
+    ]
+    assert added == [("star", "red"), ("moon", "ring"), ("?", "heart")]
+
+
 def test_the_loss_is_the_models_own(model: ViLaMPForConditionalGeneration, examples: Examples) -> None:
     task = AlignmentTask(model, examples).eval()
     conversation, video = task.conversation(TURNS), video_of(model, "kkkkmmm")
@@ -362,7 +381,7 @@ def test_single_patches_are_frames_of_one_thing(model: ViLaMPForConditionalGener
     asked = set()
     for seed in range(20):
         random = np.random.default_rng(seed)
-        single = task._single_patches(random, roll_calls=True, most_colors=2, others=12)
+        single = task._single_patches(random, roll_calls=True, one_or_two=bool(seed % 2), others=12)
         things = [
             next(thing for thing in examples.bank.scenes[scene].things if thing.cell == cell) for scene, cell in single
         ]
@@ -374,6 +393,77 @@ def test_single_patches_are_frames_of_one_thing(model: ViLaMPForConditionalGener
         assert (video.frame_of_token[:-1].diff() >= 0).all()
         assert (video.kind_of_token[:-1] == TokenKind.PATCH).sum() == 2 * 16
     assert {"color", "two"} <= asked  # "which color of …", "which two …"
+
+
+def test_frames_around_keyframes_tell_nothing_new(model: ViLaMPForConditionalGeneration, examples: Examples) -> None:
+    """They show things of the keyframes' scenes, and the frames of a scene lie together."""
+    task = AlignmentTask(model, examples)
+    scenes = np.array([3, 8, 11])
+    random = np.random.default_rng(1)
+    around = task._around(random, scenes)
+    assert set(around[:, 0]) <= set(scenes)
+    assert (examples.cells[around[:, 0], around[:, 1], 0] >= 0).all()
+    video, _ = task._video(random, scenes, around)
+    lengths = [1 + int((around[:, 0] == scene).sum()) for scene in scenes]
+    frames_with_patches = video.frame_of_token[:-1][video.kind_of_token[:-1] == TokenKind.PATCH].unique()
+    assert video.frame_of_token.max() + 1 == sum(lengths)
+    # Cut into the scenes' stretches in one order or another, each stretch has its keyframe.
+    assert any(
+        all(
+            ((frames_with_patches >= start) & (frames_with_patches < start + length)).sum() == 1
+            for start, length in zip(np.cumsum([0, *order[:-1]]), order, strict=True)
+        )
+        for order in permutations(lengths)
+    )
+    assert len(task._around(random, np.array([], int))) == 0
+
+
+def test_naming_by_hand() -> None:
+    """Each token alone, and the mean of each two neighbors, in a circle."""
+    tokens = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    names, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]]), torch.tensor([0, 1, 1])
+    alone = torch.stack([-(token @ names.T).log_softmax(0)[label] for token, label in zip(tokens, labels, strict=True)])
+    means = []
+    for one, other in ((0, 2), (1, 0), (2, 1)):
+        says = ((tokens[one] + tokens[other]) / 2 @ names.T).log_softmax(0)
+        means.append(-(says[labels[one]] + says[labels[other]]) / 2)
+    torch.testing.assert_close(naming_loss(tokens, names, labels), alone.mean() + torch.stack(means).mean())
+
+
+def test_names_of_few_dimensions_are_told_apart_from_good_ones() -> None:
+    """On a circle each name is its own token's best, but opposite pairs have one mean."""
+    angles = torch.arange(6) * torch.pi / 3
+    circle = 8 * torch.stack([angles.cos(), angles.sin()], dim=1)
+    labels = torch.arange(6)
+    assert ((circle @ circle.T).argmax(1) == labels).all()
+    opposite = torch.tensor([0, 3, 1, 4, 2, 5])
+    of_circle = naming_loss(circle[opposite], circle, opposite)
+    apart = 8 * torch.eye(6)
+    assert of_circle > naming_loss(apart[opposite], apart, opposite) + 0.5
+
+
+def test_companions_are_named_in_frames_of_two_things(
+    model: ViLaMPForConditionalGeneration, examples: Examples
+) -> None:
+    task = AlignmentTask(model, examples)
+    scenes = np.array([0, len(examples.cells) - 1, 1, len(examples.cells) - 2])
+    shapes = examples.cells[scenes, :, 0]
+    tokens = torch.randn(len(scenes), 16, 128, generator=torch.Generator().manual_seed(0))
+    words = model.get_input_embeddings().weight[task.shape_words].detach()
+    names = torch.cat([words[:, 64:], words[:, :64]], dim=1)
+    of_pairs, companions = [], []
+    for frame, own in zip(tokens, shapes, strict=True):
+        places = [place for place, shape in enumerate(own) if shape >= 0]
+        if len(places) == 2:
+            for place, other in (places, places[::-1]):
+                of_pairs.append(frame[place])
+                companions.append(int(own[other]))
+    assert len(of_pairs) >= 4
+    with torch.no_grad():
+        expected = naming_loss(torch.stack(of_pairs), names, torch.tensor(companions))
+        torch.testing.assert_close(task._companion_loss(tokens, shapes), expected)
+        many = (shapes >= 0).sum(axis=1) > 2
+        assert task._companion_loss(tokens[torch.from_numpy(many)], shapes[many]) == 0
 
 
 def test_alignment_trains_what_reads(model: ViLaMPForConditionalGeneration, examples: Examples) -> None:
@@ -432,7 +522,7 @@ def test_long_alignment_videos_ask_many_questions(model: ViLaMPForConditionalGen
     """Hundreds of single patches that no question names, and still the answers are what all patches show."""
     task = AlignmentTask(model, examples)
     random = np.random.default_rng(0)
-    single = task._single_patches(random, roll_calls=True, most_colors=2, others=400)
+    single = task._single_patches(random, roll_calls=True, one_or_two=True, others=400)
     things = [next(t for t in examples.bank.scenes[scene].things if t.cell == cell) for scene, cell in single]
     assert set(questions_about(task._shown_alone(single), random, 1000)) == truths(
         [Scene(0, (thing,), 1) for thing in things]

@@ -259,13 +259,19 @@ class MiniatureTask(Task):
         with torch.no_grad():
             embeds = model.embed_query(**self.processor.selector_query(texts))
         self.query_embeds = dict(zip(texts, embeds, strict=True))
+        words = self.processor.tokenizer.convert_tokens_to_ids
+        self.shape_words, self.color_words = words(list(SHAPES)), words(list(_COLORS))
 
     def patches(self, frames: np.ndarray) -> torch.Tensor:
         """The bank's patches of some frames, [B, 16, D_v]."""
         return self.examples.bank.patches[torch.from_numpy(frames)].to(self.model.device, torch.float32)
 
-    def conversation(self, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:
-        """Questions and answers in the chat format as tokens, and labels that supervise the answers only."""
+    def conversation(self, turns: Sequence[tuple[str, str]], *, early: bool = False) -> tuple[list[int], list[int]]:
+        """Questions and answers in the chat format as tokens, and labels that supervise the answers only.
+
+        With `early` a question's end is supervised too: the shape in it should say the answer's first word already,
+        and the question mark the second of two. So looking up is learned apart from speaking, and both at once.
+        """
         ids, labels = [], []
         for number, (question, answer) in enumerate(turns):
             prompt = self._prompt(question)
@@ -274,6 +280,11 @@ class MiniatureTask(Task):
             reply = self._words(answer)
             ids += asked + reply
             labels += [_IGNORED] * len(asked) + reply
+            if early:
+                shape = next(place for place, word in enumerate(asked) if word in self.shape_words)
+                after = shape + 1 - len(asked) - len(reply)
+                words = reply[:-1:2]  # "red", or "red and blue", then the end
+                labels[after : after + len(words)] = words
         return ids, labels
 
     @cache  # noqa: B019 (lives as long as the stage)
@@ -325,16 +336,19 @@ class MiniatureTask(Task):
         return loss, float((logits.argmax(-1) == targets)[supervised].float().mean())
 
 
-MOST_KEYFRAMES = 5  # in the alignment stage
+LATE = 0.4  # the share of alignment's steps after which the hard questions prevail
+MOST_KEYFRAMES = 4
+MOST_AROUND = 8  # merged frames of a keyframe's scene
 
 
 class AlignmentTask(MiniatureTask):
     """Stage 2: connectors and language model learn to read keyframes, and single patches as a perfect merge gives them.
 
-    Beside the answers a label is learned: a projected patch names its thing's shape and color.
+    Beside the answers labels are learned: a projected patch names its thing's shape and color, and a token of a frame
+    of two things what the other is.
     """
 
-    naming_weight = 0.3
+    naming_weight = 1.5  # patches that name their things like words do are looked up several times sooner
 
     def __init__(self, model: ViLaMPForConditionalGeneration, examples: Examples) -> None:
         """Make connectors, keyframe block and language model trainable."""
@@ -346,17 +360,17 @@ class AlignmentTask(MiniatureTask):
             model.video_newline.requires_grad_(True)
         self.roll_calls = {FAMILIES["roll call"].text.format(shape=shape) for shape in SHAPES}
         self.things = np.argwhere(examples.cells[..., 0] >= 0)  # scene and cell of each
-        words = self.processor.tokenizer.convert_tokens_to_ids
-        self.shape_words, self.color_words = words(list(SHAPES)), words(list(_COLORS))
 
     def forward(self, random: np.random.Generator, batch_size: int, progress: float) -> tuple[torch.Tensor, float]:
         """Ask up to eight questions about each of `batch_size` short videos."""
-        conversations, videos, naming = self.draw(random, batch_size, progress, others=6 if progress < 0.5 else 150)
+        # Looking a thing up is learned suddenly, and soonest among single patches.
+        keyframes_only, others = (0.0 if progress < 0.1 else 0.45), (12 if progress < LATE else 150)
+        conversations, videos, naming = self.draw(random, batch_size, progress, others, keyframes_only)
         loss, accuracy = self.answer_loss(conversations, videos)
         return loss + self.naming_weight * naming, accuracy
 
     def draw(
-        self, random: np.random.Generator, count: int, progress: float, others: int, keyframes_only: float = 0.45
+        self, random: np.random.Generator, count: int, progress: float, others: int, keyframes_only: float
     ) -> tuple[list[tuple[list[int], list[int]]], list[MixedPrecisionSequence], torch.Tensor]:
         """Make videos of one keyframe or more, of single patches, or of both, and questions about them.
 
@@ -364,58 +378,64 @@ class AlignmentTask(MiniatureTask):
             random: draws everything.
             count: of videos.
             progress: the further, the more keyframes and the harder questions.
-            others: the most single patches of things that no question names.
+            others: the most single patches of any other things.
             keyframes_only: the share of videos without single patches.
 
         Returns:
             Conversations, videos, and how badly their tokens name their things, the mean over the videos.
         """
-        most = 1 + round((MOST_KEYFRAMES - 1) * min(max((progress - 0.35) / 0.35, 0), 1))
+        late = progress >= LATE
+        most = 1 + round((MOST_KEYFRAMES - 1) * min(max((progress - 0.15) / 0.2, 0), 1))
         keyframes = int(random.integers(1, most + 1))
+        both = keyframes_only + (1 - keyframes_only) / (2 if late else 4)
         conversations, videos, naming = [], [], []
         while len(videos) < count:
             kind = random.random()
-            both = keyframes_only + (1 - keyframes_only) / 4
             scenes = self._scenes(random, keyframes if kind < both else 0)
-            # Anything but look-up from the start would hide from the model that a question names a thing to look up.
-            hard = progress > 0.25
-            roll_calls = hard and kind > both
+            # Roll calls from the start would hide from the model that a question names a thing to look up.
+            roll_calls = progress > 0.15 and kind > both
             single = np.zeros((0, 2), int)
             if kind > keyframes_only:
-                single = self._single_patches(random, roll_calls, 2 if hard else 1, others)
+                single = self._single_patches(random, roll_calls, late, others)
             shown = np.concatenate([self.examples.shown[scenes], self._shown_alone(single)])
-            turns = questions_about(shown, random, 8, None if progress < 0.5 else 2)
-            if roll_calls and progress < 0.5:  # they are learned only if they are asked often
+            turns = questions_about(shown, random, 8, 1 if late else None)
+            if roll_calls and not late:  # they are learned only if they are asked often, and by themselves
                 turns = [turn for turn in turns if turn[0] in self.roll_calls]
             if not turns:
                 continue
+            if late and len(single):
+                single = np.concatenate([single, self._around(random, scenes)])
             video, own_naming = self._video(random, scenes, single)
             videos.append(video)
             naming.append(own_naming)
-            conversations.append(self.conversation(turns))
+            conversations.append(self.conversation(turns, early=True))
         return conversations, videos, torch.stack(naming).mean()
 
     def _single_patches(
-        self, random: np.random.Generator, roll_calls: bool, most_colors: int, others: int
+        self, random: np.random.Generator, roll_calls: bool, one_or_two: bool, others: int
     ) -> np.ndarray:
         """Scenes and cells [n, 2] of things, a patch each.
 
-        Of one to three shapes up to `most_colors` are there; with roll calls, of one to three more seven colors, each
-        two or three times; and up to `others` things of the shapes that are left.
+        With roll calls, of one to three shapes seven colors, each two or three times; with `one_or_two`, of one to
+        three more a color or two; and up to `others` things of the shapes that are left.
         """
         examples, shapes = self.examples, random.permutation(len(SHAPES))
         called = shapes[: random.integers(1, 4) if roll_calls else 0]
-        few = shapes[len(called) :][: random.integers(1, 4)]
-        wanted = [
-            (shape, color) for shape in few for color in random.permutation(8)[: random.integers(1, most_colors + 1)]
-        ]
+        few = shapes[len(called) :][: random.integers(1, 4) if one_or_two else 0]
+        wanted = [(shape, color) for shape in few for color in random.permutation(8)[: random.integers(1, 3)]]
         for shape in called:
             wanted += [(shape, color) for color in random.permutation(8)[1:] for _ in range(random.integers(2, 4))]
-        scenes = np.array([random.choice(examples.single[shape][color]) for shape, color in wanted])
-        cells = (examples.cells[scenes, :, 0] == np.array(wanted)[:, :1]).argmax(axis=1)
+        scenes = np.array([random.choice(examples.single[shape][color]) for shape, color in wanted], int)
+        cells = (examples.cells[scenes, :, 0] == np.array(wanted, int).reshape(-1, 2)[:, :1]).argmax(axis=1)
         free = ~np.isin(examples.cells[*self.things.T, 0], [*called, *few])
-        left = random.choice(self.things[free], random.integers(others + 1))
+        left = random.choice(self.things[free], random.integers(1, others + 1))
         return np.concatenate([np.stack([scenes, cells], axis=1), left])
+
+    def _around(self, random: np.random.Generator, scenes: np.ndarray) -> np.ndarray:
+        """Scenes and cells [n, 2] of single patches that keyframes' own scenes give; they tell nothing new."""
+        cells = [random.choice(np.flatnonzero(self.examples.cells[scene, :, 0] >= 0)) for scene in scenes]
+        pairs = np.stack([scenes, np.array(cells, int)], axis=1)
+        return np.repeat(pairs, random.integers(0, MOST_AROUND + 1, len(scenes)), axis=0)
 
     def _shown_alone(self, single: np.ndarray) -> np.ndarray:
         """What single patches [n, 2] show, as frames of one thing each: [n, 10, 8]."""
@@ -427,7 +447,10 @@ class AlignmentTask(MiniatureTask):
     def _video(
         self, random: np.random.Generator, scenes: np.ndarray, single: np.ndarray
     ) -> tuple[MixedPrecisionSequence, torch.Tensor]:
-        """A video of keyframes and single patches in random order, and how badly its tokens name their things."""
+        """A video of keyframes and single patches, and how badly its tokens name their things and what is with them.
+
+        Scenes are in random order, and the frames of one lie together.
+        """
         model, bank, cells = self.model, self.examples.bank, self.examples.cells
         every = np.concatenate([scenes, single[:, 0]])
         frames = bank.first_frame[every] + random.integers(0, bank.lengths[every])
@@ -439,12 +462,16 @@ class AlignmentTask(MiniatureTask):
             torch.cat([projected.flatten(0, 1), merged]),
             np.concatenate([cells[scenes].reshape(-1, 2), cells[single[:, 0], single[:, 1]]]),
         )
-        place = torch.from_numpy(random.permutation(len(every)))
+        rank = random.permutation(len(bank.scenes))[every] + random.random(len(every))
+        place = torch.from_numpy(rank.argsort().argsort())
         frame_of_token = torch.cat([place[: len(scenes)].repeat_interleave(keyframes.shape[1]), place[len(scenes) :]])
         order = frame_of_token.argsort(stable=True)
         is_keyframe = torch.zeros(len(every), dtype=torch.bool).index_fill_(0, place[: len(scenes)], True)
-        tokens = torch.cat([model.keyframe_tokens(keyframes), merged]) if len(scenes) else merged
-        return model.sequence(tokens[order], is_keyframe, frame_of_token[order]), naming
+        if not len(scenes):
+            return model.sequence(merged[order], is_keyframe, frame_of_token[order]), naming
+        kept = model.keyframe_tokens(keyframes)
+        naming = naming + self._companion_loss(kept.unflatten(0, (len(scenes), -1)), cells[scenes, :, 0])
+        return model.sequence(torch.cat([kept, merged])[order], is_keyframe, frame_of_token[order]), naming
 
     def _scenes(self, random: np.random.Generator, count: int) -> np.ndarray:
         """Scenes for `count` keyframes, of both kinds."""
@@ -458,9 +485,9 @@ class AlignmentTask(MiniatureTask):
         for first in range(0, count - 1, 2):
             kind = random.random()
             shape, one, other = random.permutation(len(SHAPES))[:3]
-            if kind < 0.5:
+            if kind < 0.6:
                 scenes[first : first + 2] = [random.choice(self.examples.pairs[shape][o]) for o in (one, other)]
-            elif kind < 0.7:
+            elif kind < 0.75:
                 colors = random.permutation(len(_COLORS))[:2]
                 scenes[first : first + 2] = [random.choice(self.examples.single[shape][color]) for color in colors]
         return scenes
@@ -470,9 +497,42 @@ class AlignmentTask(MiniatureTask):
         labels = torch.from_numpy(cells).long().to(tokens.device)
         things = labels[..., 0] >= 0
         words = self.model.get_input_embeddings().weight
-        logits = tokens[things] @ words.T
-        shapes = F.cross_entropy(logits[:, self.shape_words], labels[things][:, 0])
-        return shapes + F.cross_entropy(logits[:, self.color_words], labels[things][:, 1])
+        shapes = naming_loss(tokens[things], words[self.shape_words], labels[things][:, 0])
+        return shapes + naming_loss(tokens[things], words[self.color_words], labels[things][:, 1])
+
+    def _companion_loss(self, tokens: torch.Tensor, shapes: np.ndarray) -> torch.Tensor:
+        """How badly the tokens [K, M, D] of keyframes of two things name the other thing's shape; [K, M] are shapes.
+
+        Without the keyframe block no token can know. The other's name is its word embedding rolled by half, to tell it
+        from the thing's own.
+        """
+        pairs = (shapes >= 0).sum(axis=1) == 2
+        if self.model.keyframe_block is None or not pairs.any():
+            return tokens.new_zeros(())
+        things = np.flatnonzero(shapes[pairs].flatten() >= 0)
+        others = shapes[pairs].flatten()[things].reshape(-1, 2)[:, ::-1].flatten()
+        names = self.model.get_input_embeddings().weight[self.shape_words].roll(tokens.shape[-1] // 2, dims=-1)
+        of_pairs = tokens[torch.from_numpy(pairs)].flatten(0, 1)[torch.from_numpy(things)]
+        return naming_loss(of_pairs, names, torch.from_numpy(others).long().to(tokens.device))
+
+
+def naming_loss(tokens: torch.Tensor, names: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """How badly tokens name what they show, each by itself and the mean of each two neighbors both (mixup).
+
+    What attention reads from two tokens is a mean of them. Names that span few dimensions serve for single tokens, but
+    then other two may have the same mean.
+
+    Args:
+        tokens: [T, D].
+        names: [C, D].
+        labels: int64 [T], which name is right.
+
+    Returns:
+        Cross-entropy, of single tokens and of means together.
+    """
+    logits, right = tokens @ names.T, F.one_hot(labels, len(names)).to(tokens.dtype)
+    both = (logits + logits.roll(1, 0)) / 2, (right + right.roll(1, 0)) / 2
+    return F.cross_entropy(logits, right) + F.cross_entropy(*both)
 
 
 class GroundingTask(MiniatureTask):
@@ -514,7 +574,7 @@ VARIANTS = (
     ("uniform", "mean", 0.06),
 )
 # The harder a family is to learn, the more often it is asked.
-FAMILY_SHARES = {"attribute": 0.1, "companion": 0.15, "roll call": 0.25, "two needles": 0.25, "two companions": 0.25}
+FAMILY_SHARES = {"attribute": 0.1, "companion": 0.15, "roll call": 0.25, "two needles": 0.2, "two companions": 0.3}
 # From which share of the steps on sequences have how many tokens; a step has about the same number of tokens all along.
 LENGTHS = ((0.0, 256), (0.1, 512), (0.3, 1024), (0.6, 2048))
 
@@ -544,9 +604,9 @@ class MixedTask(MiniatureTask):
         length = max(tokens for start, tokens in LENGTHS if progress >= start)
         fitting = max(batch_size * 256 // length, 1)
         if kind < self.alignment_share / 2:
-            conversations, videos, naming = self.alignment.draw(random, batch_size, 1.0, others=12)
+            conversations, videos, naming = self.alignment.draw(random, batch_size, 1.0, 12, 0.45)
         elif kind < self.alignment_share:
-            conversations, videos, naming = self.alignment.draw(random, fitting, 1.0, length, keyframes_only=0.0)
+            conversations, videos, naming = self.alignment.draw(random, fitting, 1.0, length, 0.0)
         else:
             drop = kind < self.alignment_share + self.drop_share
             conversations, videos, naming = *self._draw(random, batch_size if drop else fitting, length, drop), 0.0
