@@ -42,7 +42,7 @@ from vilamp_lite.training import Stage, Task, make_accelerator, read_curve, run_
 CONTRASTIVE = Stage("contrastive", steps=1500, batch_size=128, learning_rate=1e-3)
 ALIGNMENT = Stage("alignment", steps=1200, batch_size=32, learning_rate=2e-3)
 GROUNDING = Stage("grounding", steps=500, batch_size=64, learning_rate=2e-3)
-MIXED = Stage("mixed", steps=1000, batch_size=24, learning_rate=2e-3)
+MIXED = Stage("mixed", steps=1000, batch_size=24, learning_rate=8e-4)
 
 
 @dataclass(frozen=True)
