@@ -466,6 +466,36 @@ def test_companions_are_named_in_frames_of_two_things(
         assert task._companion_loss(tokens[torch.from_numpy(many)], shapes[many]) == 0
 
 
+def test_alignment_grows_harder(model: ViLaMPForConditionalGeneration, examples: Examples) -> None:
+    """Look-up first, then roll calls by themselves and more keyframes, then everything mixed."""
+    task = AlignmentTask(model, examples)
+    roll_calls = [task._words(f"{question}")[:-1] for question in sorted(task.roll_calls)]
+
+    def drawn(progress: float, keyframes_only: float) -> tuple[list[int], list[int], list[int]]:
+        """Of each video: keyframes, questions, and how many of these are roll calls."""
+        conversations, videos, _ = task.draw(
+            np.random.default_rng(4), 24, progress, others=12, keyframes_only=keyframes_only
+        )
+        end = task.processor.tokenizer.eos_token_id
+        asked = [sum(label == end for label in labels) for _, labels in conversations]
+        text = [" ".join(map(str, ids)) for ids, _ in conversations]
+        calls = [sum(line.count(" ".join(map(str, question))) for question in roll_calls) for line in text]
+        keyframes = [int((video.kind_of_token == TokenKind.PATCH).sum()) // 16 for video in videos]
+        return keyframes, asked, calls
+
+    keyframes, asked, calls = drawn(0.0, 0.0)
+    assert set(keyframes) == {0, 1}
+    assert sum(calls) == 0
+    assert max(asked) > 2
+    keyframes, asked, calls = drawn(0.2, 0.45)
+    assert any(calls)
+    assert all(number in (0, of_video) for number, of_video in zip(calls, asked, strict=True))
+    keyframes, asked, calls = drawn(1.0, 0.45)
+    assert any(0 < number < of_video for number, of_video in zip(calls, asked, strict=True))
+    most = max(max(drawn_keyframes) for drawn_keyframes, _, _ in (drawn(1.0, 0.9), (keyframes, asked, calls)))
+    assert 1 <= most <= model.config.max_keyframes
+
+
 def test_alignment_trains_what_reads(model: ViLaMPForConditionalGeneration, examples: Examples) -> None:
     task = AlignmentTask(model, examples)
     seen = set().union(*(reached(task, progress=seed % 2, seed=seed) for seed in range(6)))

@@ -337,7 +337,8 @@ class MiniatureTask(Task):
 
 
 LATE = 0.4  # the share of alignment's steps after which the hard questions prevail
-MOST_KEYFRAMES = 4
+KEYFRAMES_ONLY = 0.45  # the share of alignment's videos without single patches
+FEW, MANY = 12, 150  # at most so many single patches beside those that are asked for
 MOST_AROUND = 8  # merged frames of a keyframe's scene
 
 
@@ -364,13 +365,16 @@ class AlignmentTask(MiniatureTask):
     def forward(self, random: np.random.Generator, batch_size: int, progress: float) -> tuple[torch.Tensor, float]:
         """Ask up to eight questions about each of `batch_size` short videos."""
         # Looking a thing up is learned suddenly, and soonest among single patches.
-        keyframes_only, others = (0.0 if progress < 0.1 else 0.45), (12 if progress < LATE else 150)
-        conversations, videos, naming = self.draw(random, batch_size, progress, others, keyframes_only)
+        keyframes_only = 0.0 if progress < 0.1 else KEYFRAMES_ONLY
+        others = FEW if progress < LATE else MANY
+        conversations, videos, naming = self.draw(
+            random, batch_size, progress, others=others, keyframes_only=keyframes_only
+        )
         loss, accuracy = self.answer_loss(conversations, videos)
         return loss + self.naming_weight * naming, accuracy
 
     def draw(
-        self, random: np.random.Generator, count: int, progress: float, others: int, keyframes_only: float
+        self, random: np.random.Generator, count: int, progress: float, *, others: int, keyframes_only: float
     ) -> tuple[list[tuple[list[int], list[int]]], list[MixedPrecisionSequence], torch.Tensor]:
         """Make videos of one keyframe or more, of single patches, or of both, and questions about them.
 
@@ -385,7 +389,7 @@ class AlignmentTask(MiniatureTask):
             Conversations, videos, and how badly their tokens name their things, the mean over the videos.
         """
         late = progress >= LATE
-        most = 1 + round((MOST_KEYFRAMES - 1) * min(max((progress - 0.15) / 0.2, 0), 1))
+        most = 1 + round((self.model.config.max_keyframes - 1) * min(max((progress - 0.15) / 0.2, 0), 1))
         keyframes = int(random.integers(1, most + 1))
         both = keyframes_only + (1 - keyframes_only) / (2 if late else 4)
         conversations, videos, naming = [], [], []
@@ -604,9 +608,11 @@ class MixedTask(MiniatureTask):
         length = max(tokens for start, tokens in LENGTHS if progress >= start)
         fitting = max(batch_size * 256 // length, 1)
         if kind < self.alignment_share / 2:
-            conversations, videos, naming = self.alignment.draw(random, batch_size, 1.0, 12, 0.45)
+            conversations, videos, naming = self.alignment.draw(
+                random, batch_size, 1.0, others=FEW, keyframes_only=KEYFRAMES_ONLY
+            )
         elif kind < self.alignment_share:
-            conversations, videos, naming = self.alignment.draw(random, fitting, 1.0, length, 0.0)
+            conversations, videos, naming = self.alignment.draw(random, fitting, 1.0, others=length, keyframes_only=0.0)
         else:
             drop = kind < self.alignment_share + self.drop_share
             conversations, videos, naming = *self._draw(random, batch_size if drop else fitting, length, drop), 0.0
