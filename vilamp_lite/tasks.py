@@ -266,11 +266,11 @@ class MiniatureTask(Task):
         """The bank's patches of some frames, [B, 16, D_v]."""
         return self.examples.bank.patches[torch.from_numpy(frames)].to(self.model.device, torch.float32)
 
-    def conversation(self, turns: Sequence[tuple[str, str]], *, early: bool = False) -> tuple[list[int], list[int]]:
-        """Questions and answers in the chat format as tokens, and labels that supervise the answers only.
+    def conversation(self, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:
+        """Questions and answers in the chat format as tokens, and labels that supervise answers and early answers.
 
-        With `early` a question's end is supervised too: the shape in it should say the answer's first word already,
-        and the question mark the second of two. So looking up is learned apart from speaking, and both at once.
+        An early answer is given at the question's end: the shape in it should say the first word already, and the
+        question mark the second of two. So looking up is learned apart from speaking, and both at once.
         """
         ids, labels = [], []
         for number, (question, answer) in enumerate(turns):
@@ -280,11 +280,10 @@ class MiniatureTask(Task):
             reply = self._words(answer)
             ids += asked + reply
             labels += [_IGNORED] * len(asked) + reply
-            if early:
-                shape = next(place for place, word in enumerate(asked) if word in self.shape_words)
-                after = shape + 1 - len(asked) - len(reply)
-                words = reply[:-1:2]  # "red", or "red and blue", then the end
-                labels[after : after + len(words)] = words
+            shape = next(place for place, word in enumerate(asked) if word in self.shape_words)
+            after = shape + 1 - len(asked) - len(reply)
+            words = reply[:-1:2]  # "red", or "red and blue", then the end
+            labels[after : after + len(words)] = words
         return ids, labels
 
     @cache  # noqa: B019 (lives as long as the stage)
@@ -303,7 +302,7 @@ class MiniatureTask(Task):
         videos: Sequence[MixedPrecisionSequence],
         strides: np.ndarray | None = None,
     ) -> tuple[torch.Tensor, float]:
-        """The language model's loss on the answers, and the share of answer tokens that it gets right.
+        """The language model's loss on the answers, and the share of supervised tokens that it gets right.
 
         Args:
             conversations: B, as `conversation` makes them.
@@ -412,7 +411,7 @@ class AlignmentTask(MiniatureTask):
             video, own_naming = self._video(random, scenes, single)
             videos.append(video)
             naming.append(own_naming)
-            conversations.append(self.conversation(turns, early=True))
+            conversations.append(self.conversation(turns))
         return conversations, videos, torch.stack(naming).mean()
 
     def _single_patches(
@@ -568,19 +567,20 @@ class GroundingTask(MiniatureTask):
 # In the mixed stage a video is seen with its keyframes chosen and its other frames merged in one of these ways, so that
 # every row of Table 2 is in the distribution that the one model was trained on. The last number is its share.
 VARIANTS = (
-    ("dks", "dfm", 0.34),
-    ("uniform", "dfm", 0.14),
-    ("top_relevance", "dfm", 0.12),
-    ("dks", "mean", 0.10),
-    ("dks", "max", 0.06),
+    ("dks", "dfm", 0.46),
+    ("uniform", "dfm", 0.08),
+    ("top_relevance", "dfm", 0.10),
+    ("dks", "mean", 0.08),
+    ("dks", "max", 0.05),
     ("dks", "qformer", 0.12),
     ("top_relevance", "mean", 0.06),
-    ("uniform", "mean", 0.06),
+    ("uniform", "mean", 0.05),
 )
 # The harder a family is to learn, the more often it is asked.
 FAMILY_SHARES = {"attribute": 0.1, "companion": 0.15, "roll call": 0.25, "two needles": 0.2, "two companions": 0.3}
-# From which share of the steps on sequences have how many tokens; a step has about the same number of tokens all along.
-LENGTHS = ((0.0, 256), (0.1, 512), (0.3, 1024), (0.6, 2048))
+# From which share of the steps on sequences have how many tokens; a step has about the same number of tokens all along,
+# so short ones ask more questions: what is learned from them holds at length.
+LENGTHS = ((0.0, 256), (0.35, 512), (0.6, 1024), (0.8, 2048))
 
 
 class MixedTask(MiniatureTask):
