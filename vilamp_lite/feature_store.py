@@ -157,8 +157,14 @@ class FeatureStore:
         model.config.require_room(stream.num_frames)
         with Path(video).open("rb") as file:
             content = file_digest(file, "sha256").hexdigest()
-        made_of = {"video": content, "fps": fps, "max_frames": max_frames, "num_frames": stream.num_frames}
-        made_of |= {"dtype": _type_name(dtype), **_model_settings(model, processor)}
+        made_of = {
+            "video": content,
+            "fps": fps,
+            "max_frames": None if max_frames is None else int(max_frames),
+            "num_frames": stream.num_frames,
+            "dtype": _type_name(dtype),
+            **_model_settings(model, processor),
+        }
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock():
             self._claim(made_of)
@@ -184,12 +190,14 @@ class FeatureStore:
             )
 
     def _clean(self) -> set[int]:
-        """Delete what is damaged, and return the numbers of the shards to be made."""
-        for (kind, number), path in self._shards().items():
-            if self._name(kind, number, path.read_bytes()) != path.name:
+        """Delete shards that are damaged or half there, and return the numbers of those to be made."""
+        shards = self._shards()
+        intact = {key for key, path in shards.items() if self._name(*key, path.read_bytes()) == path.name}
+        whole = {number for number in range(self._count) if all((kind, number) in intact for kind in _KINDS)}
+        for number in {number for _, number in shards} - whole:
+            for path in self.folder.glob(f"*-{number:05d}-*.safetensors"):
                 path.unlink()
-        intact = self._shards()
-        return {number for number in range(self._count) if any((kind, number) not in intact for kind in _KINDS)}
+        return set(range(self._count)) - whole
 
     def _fill(
         self,
