@@ -133,7 +133,7 @@ class FeatureStore:
         """Write what is missing of a video's features, in one pass over the file; all of it, the first time.
 
         Shards that are there are checked first; damaged ones are made anew. However often this was interrupted, the
-        files are the same in the end, on the same machine. Memory: one batch of frames and one shard.
+        files are the same in the end, on the same machine. Memory: one batch of frames, and a few times one shard.
 
         Args:
             video: the video file.
@@ -295,7 +295,8 @@ class FeatureStore:
     ) -> MixedPrecisionSequence:
         """Make the video's mixed-precision sequence for a query, as `encode_video` does from the file.
 
-        Memory: one shard, one selector embedding per frame, the patches of reference frames, and the tokens.
+        Memory: a few times one shard, one selector embedding per frame, the patches of reference frames, and the
+        tokens.
 
         Args:
             model: the one that `encode` had, see `ask`.
@@ -343,12 +344,12 @@ class FeatureStore:
         return StoreSummary(self.num_frames, self._count, num_bytes, self.settings["dtype"], max(errors))
 
     def _patch_batches(self, shards: dict[_Shard, Path]) -> Iterator[torch.Tensor]:
-        """Yield all patches in order, as many frames at a time as `encode_video` does."""
+        """Yield all patches in order, a shard at a time."""
         with progress_bar(self.num_frames, "frames", "merge") as bar:
             for number in range(self._count):
-                for patches in self._read(shards, "patches", number)["patches"].split(FRAMES_AT_ONCE):
-                    yield patches
-                    bar.update(len(patches))
+                patches = self._read(shards, "patches", number)["patches"]
+                yield patches
+                bar.update(len(patches))
 
     def _read(self, shards: dict[_Shard, Path], kind: str, number: int) -> dict[str, torch.Tensor]:
         """Read a shard whose bytes are what was written."""
