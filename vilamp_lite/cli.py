@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -183,9 +184,84 @@ def keyframes(
     Console().print(table)
 
 
+@contextmanager
+def _interruptible(state: str) -> Iterator[None]:
+    """Turn Ctrl-C into one line that says what is kept and how to go on, and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        command = shlex.join(["vilamp", *sys.argv[1:]])
+        _errors.print(f"vilamp: stopped; {state}; to go on: {command}", markup=False)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def encode(
+    video: Video,
+    out: Annotated[
+        Path | None, typer.Option(help="The store, a folder.", show_default="VIDEO with the ending .features")
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A checkpoint directory: ours, or in the authors' format.", show_default=False),
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Try the way with a tiny random model.")
+    ] = False,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="The language model's, for a checkpoint without one.", show_default=False)
+    ] = None,
+    selector_tokenizer: Annotated[
+        str | None, typer.Option(help="The selector's, for a checkpoint without one.", show_default=False)
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames sampled per second.", show_default="the checkpoint's")
+    ] = None,
+    max_frames: Annotated[
+        int | None, typer.Option(help="The most frames to sample, spread over the video.", show_default="no limit")
+    ] = None,
+    stored: Annotated[Dtype, typer.Option(help="Type of the stored patches.")] = Dtype.FLOAT16,
+    device: Annotated[
+        str | None, typer.Option(help="Where the model runs, such as cpu or cuda.", show_default="a GPU if any")
+    ] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Of the weights.", show_default="as in the checkpoint")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Let the miniature encode other footage.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Encode VIDEO once into a store, which `vilamp ask` then takes; a stopped run goes on where it was."""
+    out = out or video.with_suffix(".features")
+    with _interruptible(f"what is finished is kept in {out}"), _one_line_errors():
+        if model is None and not random_weights:
+            _require_tinyworld(video, force)
+        import torch
+
+        from vilamp_lite.feature_store import FeatureStore
+        from vilamp_lite.video import stream_frames
+
+        store = FeatureStore.open(out)
+        chosen = _Chosen(model, random_weights, tokenizer, selector_tokenizer, {} if fps is None else {"fps": fps})
+        chosen.config.require_room(stream_frames(video, fps=chosen.config.fps, max_frames=max_frames).num_frames)
+        vilamp = chosen.load(device, dtype)
+        store.encode(video, vilamp, chosen.processor, max_frames=max_frames, dtype=getattr(torch, stored))
+        summary = store.summary()
+    per_frame = round(summary.num_bytes / summary.num_frames)
+    if as_json:
+        typer.echo(
+            json.dumps({"store": str(out), "video": str(video), **asdict(summary), "bytes_per_frame": per_frame})
+        )
+        return
+    Console().print(
+        f"{out}: {summary.num_frames:,} frames in {summary.shards:,} shards, {summary.num_bytes:,} bytes, "
+        f"{per_frame:,} of each frame; patches in {summary.dtype}, off by {summary.error:.1e} of their size at most",
+        soft_wrap=True,
+    )
+
+
 @app.command()
 def ask(
-    video: Video,
+    video: Annotated[
+        Path, typer.Argument(metavar="VIDEO", help="A video file, or a store of `vilamp encode`.", show_default=False)
+    ],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to answer.", show_default=False)],
     model: Annotated[
         Path | None,
@@ -221,50 +297,40 @@ def ask(
     as_json: AsJson = False,
 ) -> None:
     """Answer QUESTION about VIDEO: choose keyframes, merge the other frames, read both, generate."""
-    with _one_line_errors():
-        if model is not None and random_weights:
-            raise ValueError("give either --model DIR or --random-weights")
+    is_store = video.is_dir()
+    state = f"{video} is as it was" if is_store else "nothing is kept"
+    with _interruptible(state), _one_line_errors():
         if model is None and not random_weights:
-            model = MINIATURE
-            _require_tinyworld(video, question, force)
-        if random_weights and (tokenizer or selector_tokenizer):
-            raise ValueError("--random-weights has its own tokenizers, of bytes: leave out yours")
+            _require_tinyworld(video, force, question)
+        if is_store and (fps, max_frames) != (None, None):
+            raise ValueError(f"{video} was sampled when it was encoded: leave out --fps and --max-frames")
         # Imported here: torch takes seconds, and `vilamp --help` should not.
-        import torch
         from transformers import TextStreamer
 
-        from vilamp_lite.checkpoints import load_checkpoint, load_config, load_processor
-        from vilamp_lite.configuration import ViLaMPConfig
-        from vilamp_lite.encoders import usable_device
-        from vilamp_lite.modeling import TokenKind, ViLaMPForConditionalGeneration
-        from vilamp_lite.processing import ViLaMPProcessor
+        from vilamp_lite.feature_store import FeatureStore
+        from vilamp_lite.modeling import TokenKind
         from vilamp_lite.progress import progress_bar
         from vilamp_lite.video import stream_frames
 
-        place = usable_device(device)
         asked = {"max_keyframes": max_keyframes, "similarity_threshold": similarity_threshold, "fps": fps}
         changes = {name: value for name, value in asked.items() if value is not None}
-        # Everything that can be refused comes before the weights, which may take minutes to load.
-        if model is None:
-            config = ViLaMPConfig.tiny(**changes)
-            processor = ViLaMPProcessor.byte_level(config)
-        else:
-            config = load_config(model, **changes)
-            processor = load_processor(model, config, tokenizer=tokenizer, selector_tokenizer=selector_tokenizer)
+        chosen = _Chosen(model, random_weights, tokenizer, selector_tokenizer, changes)
+        config, processor = chosen.config, chosen.processor
         prompt = processor.prompts([question])
         prompt_tokens = prompt["input_ids"].shape[1] - 1
-        num_frames = stream_frames(video, fps=config.fps, max_frames=max_frames).num_frames
+        if is_store:
+            store = FeatureStore.open(video)
+            num_frames, sampling = store.num_frames, {name: store.settings[name] for name in ("fps", "max_frames")}
+        else:
+            sampling = {"fps": config.fps, "max_frames": max_frames}
+            num_frames = stream_frames(video, **sampling).num_frames
         config.require_room(num_frames, prompt_tokens, max_new_tokens)
 
-        weight_type = None if dtype is None else getattr(torch, dtype)
-        if model is None:
-            _errors.print("random weights: the answer means nothing", markup=False)
-            torch.manual_seed(0)
-            vilamp = ViLaMPForConditionalGeneration(config).eval().to(weight_type)
+        vilamp = chosen.load(device, dtype)
+        if is_store:
+            sequence = store.sequence(vilamp, question, processor)
         else:
-            vilamp = load_checkpoint(model, dtype=weight_type, **changes)
-        vilamp.to(place)
-        sequence = vilamp.encode_video(video, question, processor, max_frames=max_frames)
+            sequence = vilamp.encode_video(video, question, processor, max_frames=max_frames)
 
         total = len(sequence.embeds) + prompt_tokens
         streamer = None if as_json else TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -296,12 +362,11 @@ def ask(
             "video": str(video),
             "question": question,
             "answer": processor.batch_decode(answer)[0],
-            "model": str(model) if model else None,
+            "model": str(chosen.model) if chosen.model else None,
             "weights": "random" if random_weights else "checkpoint",
             "encoder": f"{selector.model_type}, {selector.vision_config.image_size} px, {config.query_size} dimensions",
             "frames_sampled": num_frames,
-            "fps": config.fps,
-            "max_frames": max_frames,
+            **sampling,
             "max_keyframes": config.max_keyframes,
             "similarity_threshold": config.similarity_threshold,
             "keyframes": [{"sample": sample, "seconds": float(sequence.timestamps[sample])} for sample in keyframes],
@@ -320,19 +385,66 @@ def ask(
     )
 
 
-def _require_tinyworld(video: Path, question: str, force: bool) -> None:
-    """Refuse what the miniature was not trained for."""
+class _Chosen:
+    """The model that the options name; what can be refused is refused before its weights, which may take minutes."""
+
+    def __init__(
+        self,
+        model: Path | None,
+        random_weights: bool,
+        tokenizer: str | None,
+        selector_tokenizer: str | None,
+        changes: dict[str, Any],
+    ) -> None:
+        if model is not None and random_weights:
+            raise ValueError("give either --model DIR or --random-weights")
+        if random_weights and (tokenizer or selector_tokenizer):
+            raise ValueError("--random-weights has its own tokenizers, of bytes: leave out yours")
+        from vilamp_lite.checkpoints import load_config, load_processor
+        from vilamp_lite.configuration import ViLaMPConfig
+        from vilamp_lite.processing import ViLaMPProcessor
+
+        self.model = None if random_weights else model or MINIATURE
+        self.changes = changes
+        if self.model is None:
+            self.config = ViLaMPConfig.tiny(**changes)
+            self.processor = ViLaMPProcessor.byte_level(self.config)
+        else:
+            self.config = load_config(self.model, **changes)
+            names = {"tokenizer": tokenizer, "selector_tokenizer": selector_tokenizer}
+            self.processor = load_processor(self.model, self.config, **names)
+
+    def load(self, device: str | None, dtype: Dtype | None) -> Any:
+        """Load the weights, in their own type or another, to where they shall run."""
+        import torch
+
+        from vilamp_lite.checkpoints import load_checkpoint
+        from vilamp_lite.encoders import usable_device
+        from vilamp_lite.modeling import ViLaMPForConditionalGeneration
+
+        place = usable_device(device)
+        weight_type = None if dtype is None else getattr(torch, dtype)
+        if self.model is not None:
+            return load_checkpoint(self.model, dtype=weight_type, **self.changes).to(place)
+        _errors.print("random weights: the answer means nothing", markup=False)
+        torch.manual_seed(0)
+        return ViLaMPForConditionalGeneration(self.config).eval().to(weight_type).to(place)
+
+
+def _require_tinyworld(video: Path, force: bool, question: str | None = None) -> None:
+    """Refuse what the miniature was not trained for; a store's footage was looked at when it was encoded."""
     from vilamp_lite.tinyworld.encoder import require_known_words
     from vilamp_lite.tinyworld.render import is_tinyworld
 
     if not (MINIATURE / "config.json").is_file():
         raise ValueError(f"there is no model in {MINIATURE}: give --model DIR (`vilamp train` makes one)")
-    if not force and video.exists() and not is_tinyworld(video):
+    if not force and video.is_file() and not is_tinyworld(video):
         raise ValueError(
             f"{video} does not show TinyWorld, and without --model the miniature answers, which was trained on nothing "
             "else; make such a video with `vilamp tinyworld`, give --model DIR, or --force"
         )
-    require_known_words(question)
+    if question is not None:
+        require_known_words(question)
 
 
 @app.command()
