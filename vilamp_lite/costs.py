@@ -15,6 +15,7 @@ the meta device, and a test holds the two together. What the figures mean:
   bytes at the same part of its bandwidth while decoding; and frames at a stated rate while the video is decoded.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -446,45 +447,6 @@ def vilamp_costs(config: ViLaMPConfig, workload: Workload, num_keyframes: int | 
     Raises:
         ValueError: another kind of model, an unsuitable number of keyframes, or a `keyframe_block`.
     """
-    return _vilamp(config, workload, num_keyframes)
-
-
-def released_code_costs(workload: Workload, num_keyframes: int | None = None) -> Costs:
-    """What the released code costs, which holds all frames' features at once (observed, see notebook 04).
-
-    At the merge's peak that is the vision tower's [N, M, D_v], six tensors [N, M, D] — projected, reference and four
-    mapped ones — and the query repeated to [N, M, 512]. Each frame, keyframes too, is projected, mapped and merged.
-
-    Args:
-        workload: what is asked.
-        num_keyframes: K'; min(N, K) when left out.
-
-    Raises:
-        ValueError: as `vilamp_costs`.
-    """
-    config = ViLaMPConfig.released()
-    costs = _vilamp(config, workload, num_keyframes)
-    patches = workload.num_frames * config.num_patches
-    width, text, query = config.vision_config.hidden_size, config.text_config.hidden_size, config.query_size
-    features = workload.bytes * patches * width
-    changed = {
-        "vision tower": {"activations": costs.stages[1].activations + features},
-        "connectors": {
-            "linear": patches * _connector_flops((width, text, text)),
-            "activations": features + workload.bytes * patches * 3 * text,
-            "counts": "one MLP on every patch of all frames, all held at once",
-        },
-        "merging": {
-            "linear": patches * (2 * (3 * text**2 + query * text) + 6 * text),
-            "activations": features + workload.bytes * patches * (6 * text + query),
-            "counts": "four maps, cosines and sum for every patch of all frames, six tensors [N, M, D] held at once",
-        },
-    }
-    stages = tuple(replace(stage, **changed.get(stage.name, {})) for stage in costs.stages)
-    return replace(costs, model="ViLaMP, released code", stages=stages, passes=1)
-
-
-def _vilamp(config: ViLaMPConfig, workload: Workload, num_keyframes: int | None) -> Costs:
     frames = workload.num_frames
     visual_tokens = config.visual_tokens(frames, num_keyframes)
     keyframes = min(frames, config.max_keyframes) if num_keyframes is None else num_keyframes
@@ -567,6 +529,42 @@ def _vilamp(config: ViLaMPConfig, workload: Workload, num_keyframes: int | None)
     )
 
 
+def released_code_costs(workload: Workload, num_keyframes: int | None = None, **changes: Any) -> Costs:
+    """What the released code costs, which holds all frames' features at once (observed, see notebook 04).
+
+    At the merge's peak that is the vision tower's [N, M, D_v], six tensors [N, M, D] — projected, reference and four
+    mapped ones — and the query repeated to [N, M, 512]. Each frame, keyframes too, is projected, mapped and merged.
+
+    Args:
+        workload: what is asked.
+        num_keyframes: K'; min(N, K) when left out.
+        changes: fields of `ViLaMPConfig.released` to set otherwise.
+
+    Raises:
+        ValueError: as `vilamp_costs`.
+    """
+    config = ViLaMPConfig.released(**changes)
+    costs = vilamp_costs(config, workload, num_keyframes)
+    patches = workload.num_frames * config.num_patches
+    width, text, query = config.vision_config.hidden_size, config.text_config.hidden_size, config.query_size
+    features = workload.bytes * patches * width
+    changed = {
+        "vision tower": {"activations": costs.stages[1].activations + features},
+        "connectors": {
+            "linear": patches * _connector_flops((width, text, text)),
+            "activations": features + workload.bytes * patches * 3 * text,
+            "counts": "one MLP on every patch of all frames, all held at once",
+        },
+        "merging": {
+            "linear": patches * (2 * (3 * text**2 + query * text) + 6 * text),
+            "activations": features + workload.bytes * patches * (6 * text + query),
+            "counts": "four maps, cosines and sum for every patch of all frames, six tensors [N, M, D] held at once",
+        },
+    }
+    stages = tuple(replace(stage, **changed.get(stage.name, {})) for stage in costs.stages)
+    return replace(costs, model="ViLaMP, released code", stages=stages, passes=1)
+
+
 def _answering(language: LanguageModel, visual_tokens: int, workload: Workload) -> tuple[Stage, Stage]:
     """The stages "prefill" and "decode"."""
     tokens, steps = visual_tokens + workload.prompt_tokens, workload.answer_tokens - 1
@@ -598,7 +596,7 @@ def _answering(language: LanguageModel, visual_tokens: int, workload: Workload) 
 
 def _connector_flops(widths: Sequence[int]) -> int:
     """FLOPs of an MLP for one vector."""
-    return 2 * sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+    return 2 * sum(a * b for a, b in itertools.pairwise(widths))
 
 
 _KINDS = {
@@ -821,34 +819,35 @@ def shares_of_peer(num_frames: int = 8192, peer: str = "videochat-flash") -> lis
 
     Returns:
         A row for each of three ways of working ("paper" and "released" stream, "released code" does not), 196 or 729
-        tokens per keyframe, three ways of counting attention, and `SCOPES`: ways, tokens_per_keyframe, attention,
+        tokens per keyframe, three ways of counting attention, and `SCOPES`: way, tokens_per_keyframe, attention,
         scope, flops, peer_flops, share.
 
     Raises:
         ValueError: an unknown peer, or a number of frames below 1.
     """
-    workload = Workload(num_frames, prompt_tokens=0, answer_tokens=1)
+    workload = Workload(num_frames, prompt_tokens=0)
     other = peer_costs(peer, workload)
-    ways = {"paper": ViLaMPConfig.paper, "released": ViLaMPConfig.released}
+    ways = {
+        "paper": lambda pooling: vilamp_costs(ViLaMPConfig.paper(keyframe_pooling=pooling), workload),
+        "released": lambda pooling: vilamp_costs(ViLaMPConfig.released(keyframe_pooling=pooling), workload),
+        "released code": lambda pooling: released_code_costs(workload, keyframe_pooling=pooling),
+    }
     rows = []
-    for way, preset in ways.items():
-        for pooling in ("bilinear", "none"):
-            config = preset(keyframe_pooling=pooling)
-            costs = vilamp_costs(config, workload)
-            for attention in ATTENTION:
-                for scope, without in SCOPES.items():
-                    flops, others = (each.flops(attention, without=without) for each in (costs, other))
-                    rows.append(
-                        {
-                            "preset": way,
-                            "tokens_per_keyframe": config.tokens_per_keyframe,
-                            "attention": attention,
-                            "scope": scope,
-                            "flops": flops,
-                            "peer_flops": others,
-                            "share": flops / others,
-                        }
-                    )
+    for (way, costs_with), pooling in itertools.product(ways.items(), ("bilinear", "none")):
+        costs = costs_with(pooling)
+        for attention, (scope, without) in itertools.product(ATTENTION, SCOPES.items()):
+            flops, others = (each.flops(attention, without=without) for each in (costs, other))
+            rows.append(
+                {
+                    "way": way,
+                    "tokens_per_keyframe": 196 if pooling == "bilinear" else 729,
+                    "attention": attention,
+                    "scope": scope,
+                    "flops": flops,
+                    "peer_flops": others,
+                    "share": flops / others,
+                }
+            )
     return rows
 
 
