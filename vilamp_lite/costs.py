@@ -144,8 +144,8 @@ class Transformer:
         return 4 * pairs * self.layers * self.heads * self.head_size
 
     def activations(self, tokens: int) -> int:
-        """Numbers held at the peak of a layer, inside its MLP: the token and its norm, and the MLP's own."""
-        return tokens * (2 * self.width + (3 if self.gated else 2) * self.mlp)
+        """Numbers held at the peak, in a layer's MLP: the stack's input, the layer's, its middle and norm; the MLP's."""
+        return tokens * (4 * self.width + (3 if self.gated else 2) * self.mlp)
 
 
 @dataclass(frozen=True)
@@ -492,11 +492,13 @@ def vilamp_costs(config: ViLaMPConfig, workload: Workload, num_keyframes: int | 
     if config.merge_relevance == "mapped":
         linear += 2 * query * size
     batch_patches = batch * config.num_patches
+    # With the paper's reference one is in use at a time, with the released one up to K'.
+    references = BYTES["float32"] * config.num_patches * size * (keyframes if config.reference == "released" else 1)
     merging = Stage(
         "merging",
         f"maps, cosines and sum for the patches of {others:,} frames",
         linear,
-        activations=batch_patches * size * (2 * workload.bytes + BYTES["float32"]) + tokens_made,
+        activations=batch_patches * size * (2 * workload.bytes + BYTES["float32"]) + references + tokens_made,
     )
 
     widths = (config.vision_config.hidden_size, language.body.width, language.body.width)
@@ -510,7 +512,7 @@ def vilamp_costs(config: ViLaMPConfig, workload: Workload, num_keyframes: int | 
         "connectors",
         words,
         read * _connector_flops(widths),
-        activations=workload.bytes * batch_patches * (widths[0] + 2 * widths[1]) + tokens_made,
+        activations=workload.bytes * batch_patches * (size + 2 * widths[1]) + references + tokens_made,
     )
 
     merger_weights = size**2 * (maps + (config.merge_redundancy == "mapped"))
@@ -569,8 +571,8 @@ def _answering(language: LanguageModel, visual_tokens: int, workload: Workload) 
     """The stages "prefill" and "decode"."""
     tokens, steps = visual_tokens + workload.prompt_tokens, workload.answer_tokens - 1
     width = language.body.width
-    # Besides a layer's own: the embeddings, which the caller holds, and the video's tokens that went into them.
-    held = workload.bytes * width * (tokens + visual_tokens)
+    # The caller holds the video's tokens, of which there is a copy among the embeddings.
+    held = workload.bytes * width * visual_tokens
     linear, square, causal = language.prefill(tokens)
     prefill = Stage(
         "prefill",
