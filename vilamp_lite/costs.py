@@ -144,7 +144,7 @@ class Transformer:
         return 4 * pairs * self.layers * self.heads * self.head_size
 
     def activations(self, tokens: int) -> int:
-        """Numbers held at the peak, in a layer's MLP: the stack's input, the layer's, its middle and norm; the MLP's."""
+        """Numbers held at the peak, in an MLP: inputs of stack and layer, what attention made, its norm, the MLP's."""
         return tokens * (4 * self.width + (3 if self.gated else 2) * self.mlp)
 
 
