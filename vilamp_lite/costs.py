@@ -488,7 +488,8 @@ def vilamp_costs(config: ViLaMPConfig, workload: Workload, num_keyframes: int | 
     # Two cosines and a weighted sum for each patch, besides the maps of patches, references and the query.
     linear = others * config.num_patches * (2 * maps * size**2 + 6 * size)
     if config.merge_redundancy == "mapped":
-        linear += keyframes * config.num_patches * 2 * size**2
+        # Each reference in use is mapped once: at most one for each keyframe.
+        linear += min(keyframes, others) * config.num_patches * 2 * size**2
     if config.merge_relevance == "mapped":
         linear += 2 * query * size
     batch_patches = batch * config.num_patches
@@ -869,7 +870,7 @@ class Counted:
 def count_flops(config: ViLaMPConfig, workload: Workload, num_keyframes: int | None = None) -> dict[str, Counted]:
     """Count ViLaMP's FLOPs instead of computing them: the model itself runs, on the meta device, under torch's counter.
 
-    On that device there are shapes and no numbers: all frames pass in one batch, and the keyframes are the first K'.
+    On that device there are shapes and no numbers: all frames pass in one batch, keyframes stand at equal distances.
     torch counts attention as a square, whatever the mask. What a causal kernel does is counted by reading the tokens
     one by one: the i-th attends to i, so that the sum over all positions follows from the first and the last.
 
@@ -885,11 +886,12 @@ def count_flops(config: ViLaMPConfig, workload: Workload, num_keyframes: int | N
         ValueError: as `vilamp_costs`.
     """
     visual_tokens = config.visual_tokens(workload.num_frames, num_keyframes)
-    keyframes = torch.arange(num_keyframes or min(workload.num_frames, config.max_keyframes))
     with torch.device("meta"):
         model = ViLaMPForConditionalGeneration(config).eval()
     vision, selector = config.vision_config.image_size, config.selector_config.vision_config.image_size
     frames = workload.num_frames
+    chosen = num_keyframes or min(frames, config.max_keyframes)
+    keyframes = torch.arange(chosen) * frames // chosen
     query_tokens = config.selector_config.text_config.max_position_embeddings
 
     with _counter() as selecting:
