@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Blip2VisionModel
 from transformers.initialization import no_init_weights
 from typer.testing import CliRunner
 
@@ -166,7 +166,7 @@ def test_activations_are_what_tensors_hold_at_full_width() -> None:
         tokens_made = 4 * visual * 3584
         with Held() as prefill:
             embeds = torch.empty(1, visual + 4096, 3584)
-            model.language_model(inputs_embeds=embeds, attention_mask={"full_attention": None}, logits_to_keep=1)
+            model.language_model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1)
         assert patches.shape == (8, 729, 1152)
     # The frames' pixels, read for the tower, are no activation of it.
     pixels = 4 * 8 * 3 * 384**2
@@ -231,7 +231,9 @@ def test_a_peers_tower_is_what_torch_counts(peer: str) -> None:
     description, pixels = TOWERS[peer]
     tower: VisionTower = PEERS[peer].towers[-1]
     with torch.device("meta"), no_init_weights():
-        model = AutoModel.from_config(AutoConfig.for_model(**description)).eval()
+        config = AutoConfig.for_model(**description)
+        is_eva = config.model_type == "blip_2_vision_model"
+        model = (Blip2VisionModel(config) if is_eva else AutoModel.from_config(config)).eval()
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(2, *pixels))
     linear, attention = tower.flops(2 * tower.frames)
@@ -251,7 +253,7 @@ def test_a_peers_language_model_is_what_torch_counts(peer: str) -> None:
         model = AutoModelForCausalLM.from_config(config).eval()
         embeds = torch.empty(1, 5000, config.hidden_size)
         with FlopCounterMode(display=False) as counter:
-            model(inputs_embeds=embeds, attention_mask={"full_attention": None}, logits_to_keep=1)
+            model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1)
     language = PEERS[peer].language
     assert sum(language.prefill(5000)[:2]) == pytest.approx(counter.get_total_flops(), rel=TOLERANCE)
     assert language.weights == pytest.approx(sum(part.numel() for part in model.parameters()), rel=TOLERANCE)

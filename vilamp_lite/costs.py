@@ -944,8 +944,8 @@ def _read(model: ViLaMPForConditionalGeneration, tokens: int, cache: DynamicCach
     model.language_model(
         inputs_embeds=_meta(1, tokens, model.config.text_config.hidden_size),
         past_key_values=cache,
-        # A mask would be looked at, which a tensor without numbers does not bear.
-        attention_mask={"full_attention": None},
+        # Without a cache the positions would be looked at, which tensors without numbers do not bear.
+        use_cache=True,
         logits_to_keep=1,
     )
 
