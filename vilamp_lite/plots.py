@@ -772,7 +772,7 @@ def attention_concentration(curves: Mapping[str, Sequence[float]], share: float)
 def memory_by_frames(rows: Sequence[Mapping[str, Any]], lines: Mapping[str, float]) -> Figure:
     """Show how much GPU memory models need for a video, by its number of frames (Fig. 1).
 
-    A line is thin where a model's own files do not speak of so many frames.
+    A line is dotted beyond the frames that a model's own files speak of.
 
     Args:
         rows: of `costs.costs_by_frames`: model, frames, memory in bytes, documented.
@@ -787,8 +787,10 @@ def memory_by_frames(rows: Sequence[Mapping[str, Any]], lines: Mapping[str, floa
         axis.annotate(
             name, (0.005, memory / 1e9), xycoords=("axes fraction", "data"), va="bottom", fontsize=9, color="black"
         )
-    axis.yaxis.set_major_formatter("{x:g}")
-    figure.legend(loc="outside right center", fontsize=9, frameon=False)
+    ticks = [tick for tick in (10, 20, 40, 80, 160, 320, 640, 1280) if low <= tick <= high]
+    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
+    figure.legend(*_with_dotted(axis), loc="outside right center", fontsize=9, frameon=False)
     return figure
 
 
@@ -804,23 +806,29 @@ def flops_by_frames(rows: Sequence[Mapping[str, Any]]) -> Figure:
         _by_frames(axis, rows, column, 1e12)
         axis.set(xlabel="frames in the video, N", title=title)
     axes[0].set_ylabel("TFLOP, attention counted causally")
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right center", fontsize=9, frameon=False)
+    figure.legend(*_with_dotted(axes[0]), loc="outside right center", fontsize=9, frameon=False)
     return figure
 
 
 def _by_frames(axis: Axes, rows: Sequence[Mapping[str, Any]], column: str, unit: float) -> None:
-    """Draw a line for each model over logarithmic axes, thin where its files are silent."""
+    """Draw a line for each model over logarithmic axes, dotted beyond the frames that its files speak of."""
     axis.set(xscale="log", yscale="log")
     models = list(dict.fromkeys(row["model"] for row in rows))
     for model, colour, marker in zip(models, itertools.cycle(_PALETTE), itertools.cycle("osD^vP*X<>"), strict=False):
         own = [row for row in rows if row["model"] == model]
         frames, values = np.array([(row["frames"], row[column] / unit) for row in own]).T
         spoken = np.array([row["documented"] is not False for row in own])
-        axis.plot(frames, values, color=colour, linewidth=0.8, linestyle=":")
+        axis.plot(frames, values, color=colour, linewidth=1.5, linestyle=":")
         style = {"linewidth": 2, "marker": marker, "markersize": 5}
         axis.plot(frames[spoken], values[spoken], color=colour, label=model, **style)
     axis.xaxis.set_major_formatter("{x:,.0f}")
+
+
+def _with_dotted(axis: Axes) -> tuple[list[Any], list[str]]:
+    """An axis's legend, and what dots mean."""
+    handles, names = axis.get_legend_handles_labels()
+    dotted = plt.Line2D([], [], color=_GREY, linestyle=":")
+    return [*handles, dotted], [*names, "beyond its own files"]
 
 
 def _legend(figure: Figure, names: Mapping[str, Mapping[str, object]]) -> None:
