@@ -473,6 +473,103 @@ def tinyworld(
     Console().print(f"{out}: {frames:,} frames; “{question.text}” {question.answer} (frames {needles})", soft_wrap=True)
 
 
+@app.command()
+def costs(
+    frames: Annotated[int, typer.Option(help="N, frames of the video that are sampled.")] = 10_000,
+    gpu: Annotated[str, typer.Option(help="a100-40gb, a100-80gb, rtx-4090 or h100-80gb.")] = "a100-80gb",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="vilamp, vilamp-released (both streaming), released-code (all frames at once), or a peer: llama-vid, "
+            "videochat-flash, longva, longvu, llava-video, qwen2-vl."
+        ),
+    ] = "vilamp",
+    keyframes: Annotated[
+        int | None, typer.Option(help="K, keyframes chosen.", show_default="32, or N if fewer")
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option(help="Of the text around the video.")] = 64,
+    answer_tokens: Annotated[int, typer.Option(help="Generated.")] = 128,
+    dtype: Annotated[Dtype, typer.Option(help="Of weights, activations and cache.")] = Dtype.BFLOAT16,
+    batch_size: Annotated[int, typer.Option(help="Frames in a vision tower at a time.")] = 8,
+    utilisation: Annotated[float, typer.Option(help="Part of the GPU's peak that is reached, above 0 to 1.")] = 0.4,
+    decode_rate: Annotated[float, typer.Option(help="Frames sampled per second in one pass of decoding.")] = 100.0,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a long video costs, stage by stage: tokens, FLOPs, memory, what fits, and estimated seconds.
+
+    Nothing runs: the figures follow from the models' shapes and the GPU's data sheet.
+    """
+    with _one_line_errors():
+        # Imported here: torch takes seconds, and `vilamp --help` should not.
+        from vilamp_lite.checks import choice
+        from vilamp_lite.costs import GPUS, Workload, model_costs
+
+        card = GPUS[choice("--gpu", gpu, tuple(GPUS))]
+        workload = Workload(frames, prompt_tokens, answer_tokens, dtype.value, batch_size)
+        counted = model_costs(model, workload, keyframes)
+        stages = counted.schedule(card, utilisation=utilisation, decode_rate=decode_rate)
+    result = {
+        "model": counted.model,
+        "gpu": asdict(card),
+        "workload": asdict(workload),
+        "utilisation": utilisation,
+        "decode_rate": decode_rate,
+        "visual_tokens": counted.visual_tokens,
+        "tokens": counted.tokens,
+        "context": counted.context,
+        "fits_context": None if counted.context is None else counted.tokens <= counted.context,
+        "weights": counted.weights,
+        "kv_cache": counted.kv_cache,
+        "peak_activations": counted.peak_activations,
+        "peak_memory": counted.peak_memory,
+        "fits": counted.peak_memory <= card.memory,
+        "seconds": sum(stage["seconds"] for stage in stages),
+        "seconds_to_first_token": sum(stage["seconds"] for stage in stages if stage["stage"] != "decode"),
+        "stages": stages,
+    }
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        _print_costs(result)
+
+
+def _print_costs(result: dict[str, Any]) -> None:
+    title = f"{result['model']}, {result['workload']['num_frames']:,} frames, {result['gpu']['name']}"
+    table = Table(title=title, caption_justify="left")
+    table.add_column("stage", no_wrap=True)
+    for column in ("linear\nTFLOP", "attention,\nsquare", "attention,\ncausal", "memory\nGB", "fits", "time\ns"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for stage in result["stages"]:
+        numbers = [stage[name] for name in ("flops_linear", "flops_attention_square", "flops_attention_causal")]
+        flops = ["–" if number == 0 else f"{number / 1e12:,.1f}" for number in numbers]
+        fits = "yes" if stage["fits"] else "no"
+        rest = (f"{stage['memory'] / 1e9:,.1f}", fits, f"{stage['seconds']:,.1f}")
+        table.add_row(stage["stage"], *flops, *rest)
+    Console().print(table)
+    context = result["context"]
+    room = "" if context is None else f" of a context of {context:,}"
+    if context is not None and not result["fits_context"]:
+        room += ": does NOT fit"
+    gb = {name: f"{result[name] / 1e9:,.1f} GB" for name in ("weights", "kv_cache", "peak_activations", "peak_memory")}
+    verdict = "fits" if result["fits"] else "does NOT fit"
+    workload = result["workload"]
+    lines = (
+        *(f"{stage['stage']}: {stage['counts']}" for stage in result["stages"]),
+        f"tokens: {result['visual_tokens']:,} visual, {workload['prompt_tokens']} of the prompt, "
+        f"{workload['answer_tokens']} of the answer; {result['tokens']:,}{room}",
+        f"memory: {gb['weights']} weights, {gb['kv_cache']} KV cache, {gb['peak_activations']} activations at most; "
+        f"peak {gb['peak_memory']} of {result['gpu']['memory'] / 1e9:g} GB ({workload['dtype']}): {verdict}",
+        f"time: {result['seconds_to_first_token']:,.0f} s to the first token, {result['seconds']:,.0f} s in all; an "
+        f"estimate at {result['utilisation']:g} of the GPU's peak, stages one after the other",
+        "FLOPs are 2 × multiply-adds; norms, activations and softmax are left out. Square: all pairs of tokens; "
+        "causal: those that the mask leaves, and what the time is from.",
+        "Memory is what tensors hold: all weights at every stage, no allocator's reserve, no kernel's workspace. 1 GB "
+        "is 10⁹ bytes.",
+    )
+    for line in lines:
+        Console().print(line, highlight=False)
+
+
 class Preset(StrEnum):
     """What `vilamp train` trains."""
 
