@@ -5,6 +5,7 @@
 
 import ast
 import base64
+import math
 import os
 import sys
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import yaml
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from nbclient.exceptions import CellTimeoutError
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 
@@ -228,6 +229,7 @@ def run_notebook(
             resources={"metadata": {"path": str(notebook.resolve().parent)}},
             # nbclient's limit is for each cell: it gets what is left of the notebook's.
             timeout_func=lambda _: max(start + time_limit - time.monotonic(), 0.1),
+            start_timeout=math.ceil(time_limit),
             progress_bar=False,
         )
         metrics = recorded(finished)
@@ -235,8 +237,8 @@ def run_notebook(
         failure = f"{_cell_reached(executed)}: {error.ename}: {error.evalue}"
     except CellTimeoutError:
         failure = f"{_cell_reached(executed)}: not finished after {time_limit:g} s"
-    except DeadKernelError:
-        failure = f"{_cell_reached(executed)}: the kernel died"
+    except RuntimeError as error:  # the kernel died, or never started
+        failure = f"{_cell_reached(executed)}: {error}"
     except ValueError as error:  # of `recorded`
         failure = str(error)
     seconds, failure = time.monotonic() - start, failure and " ".join(failure.split())
