@@ -551,43 +551,6 @@ def reproduce(
         raise typer.Exit(1)
 
 
-@app.command()
-def sweep(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML: notebook, parameters, metric, …")],
-    out: Annotated[
-        Path | None, typer.Option(help="A folder; the same command goes on there.", show_default="runs/sweeps/NAME")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes, with one thread each.", show_default="one per core")
-    ] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="Address of a Dask scheduler, instead of local processes.", show_default=False)
-    ] = None,
-    time_limit: Annotated[float, typer.Option(help="Seconds for each cell of the grid.")] = 1800,
-    as_json: AsJson = False,
-) -> None:
-    """Run a notebook for each cell of a grid, in parallel; a table and a figure of it. Exit code 1 if a cell fails."""
-    with _one_line_errors():
-        if scheduler and workers:
-            raise ValueError("--workers are local processes: leave them out with --scheduler")
-        from vilamp_lite.sweep import load_sweep, run_sweep
-
-        out = out or Path("runs") / "sweeps" / file.stem
-        result = run_sweep(load_sweep(file), out, workers=workers, scheduler=scheduler, time_limit=time_limit)
-    if as_json:
-        # JSON has no NaN, which stands where a cell failed.
-        rows = result.table.astype(object).where(result.table.notna(), None).to_dict("records")
-        typer.echo(json.dumps({"out": str(out), "table": rows, "failed": result.failed}))
-    else:
-        console = Console(highlight=False, soft_wrap=True)
-        console.print(f"{len(result.table) - len(result.failed)} of {len(result.table)} cells finished", markup=False)
-        console.print(f"{out}/table.csv and figure.png; each cell lies in cells/CELL", markup=False)
-    for cell, error in result.failed.items():
-        _errors.print(f"{cell}: {error}; as far as it came: {out / 'cells' / cell}", markup=False)
-    if result.failed:
-        raise typer.Exit(1)
-
-
 def _print_parameters(notebooks: dict[str, list[Any]], as_json: bool) -> None:
     if as_json:
         rows = {
@@ -642,24 +605,6 @@ def sweep(
         _errors.print(f"{cell}: {error}; as far as it came: {out / 'cells' / cell}", markup=False)
     if result.failed:
         raise typer.Exit(1)
-
-
-def _print_parameters(notebooks: dict[str, list[Any]], as_json: bool) -> None:
-    if as_json:
-        rows = {
-            name: [asdict(about) | {"type": about.type.__name__} for about in parameters]
-            for name, parameters in notebooks.items()
-        }
-        typer.echo(json.dumps(rows))
-        return
-    table = Table("notebook", "parameter", "type", "default", "help")
-    for name, parameters in notebooks.items():
-        for about in parameters:
-            cells = (about.name, about.type.__name__, repr(about.default), about.help)
-            table.add_row(name, *(Text(cell) for cell in cells))
-            name = ""
-        table.add_section()
-    Console().print(table)
 
 
 @evaluate.command()
