@@ -107,8 +107,8 @@ def load_sweep(file: Path) -> Sweep:
     if not all(isinstance(fields[name], dict) for name in ("parameters", "fixed", "figure")):
         raise ValueError(f"{file}: parameters, fixed and figure must be maps, as in parameters: {{seed: [0, 1]}}")
     # YAML reads 02 as a number.
-    name = fields["notebook"] if isinstance(fields["notebook"], str) else f"{fields['notebook']:02}"
-    notebook = find_notebook(name, file.parent)
+    number = fields["notebook"]
+    notebook = find_notebook(f"{number:02}" if type(number) is int else str(number), file.parent)
     grid = {name: _values(notebook, name, values) for name, values in fields["parameters"].items()}
     if not grid:
         raise ValueError(f"{file}: parameters is empty, and so is the grid")
@@ -116,7 +116,7 @@ def load_sweep(file: Path) -> Sweep:
         raise ValueError(f"{file}: {', '.join(both)} cannot be in the grid and fixed")
     fixed = {name: _values(notebook, name, [value])[0] for name, value in fields["fixed"].items()}
     # Without a word about it: curves over the first parameter, one for each value of the second.
-    figure = fields["figure"] or dict(zip(("x", "hue"), grid, strict=False))
+    figure = {axis: str(name) for axis, name in fields["figure"].items()} or dict(zip(("x", "hue"), grid, strict=False))
     if set(figure) not in _FIGURES or not set(figure.values()) <= set(grid) or len(set(figure.values())) < len(figure):
         raise ValueError(
             f"{file}: figure must be {{x, y}}, {{x}} or {{x, hue}}, each another one of {', '.join(grid)}; got {figure}"
@@ -253,6 +253,9 @@ def _finished(folder: Path) -> dict[str, object] | None:
 
 
 def _require_metric(sweep: Sweep, result: Mapping[str, object]) -> None:
+    """Refuse a cell that does not record the metric, or records one that is called like another column."""
+    if both := [name for name in result["metrics"] if name in (*sweep.grid, "cell")]:
+        raise ValueError(f"{sweep.notebook.name} records {', '.join(both)}, which is another column of the table")
     if sweep.metric not in result["metrics"]:
         known = ", ".join(result["metrics"]) or "nothing (see vilamp_lite/metrics.py)"
         raise ValueError(f"{sweep.notebook.name} does not record the metric {sweep.metric!r}; it records {known}")
