@@ -5,7 +5,6 @@
 
 import ast
 import base64
-import math
 import os
 import sys
 import time
@@ -27,6 +26,7 @@ from vilamp_lite.stamp import ROOT, keep_result, make_stamp
 NOTEBOOKS = ROOT / "notebooks"
 TIME_LIMIT = 1800.0  # seconds of one notebook; a stuck cell would otherwise wait for ever
 RESULT = "result.json"
+_KERNEL_START = 300  # seconds; papermill's 60 are too few on a busy machine
 
 _TYPES = {kind.__name__: kind for kind in (bool, int, float, str, list, dict)}
 
@@ -229,7 +229,7 @@ def run_notebook(
             resources={"metadata": {"path": str(notebook.resolve().parent)}},
             # nbclient's limit is for each cell: it gets what is left of the notebook's.
             timeout_func=lambda _: max(start + time_limit - time.monotonic(), 0.1),
-            start_timeout=math.ceil(time_limit),
+            start_timeout=_KERNEL_START,
             progress_bar=False,
         )
         metrics = recorded(finished)
