@@ -5,12 +5,14 @@ import math
 import os
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperCommand
 from typer.exceptions import Abort, TyperException
 
 from vilamp_lite.tinyworld import MINIATURE
@@ -690,6 +693,127 @@ def _run_in_processes(count: int) -> None:
         os.environ["ACCELERATE_USE_CPU"] = "true"
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
     os.execv(sys.executable, [sys.executable, *launch, "-m", "vilamp_lite.cli", *sys.argv[1:]])
+
+
+class _PairsCommand(TyperCommand):
+    """Reads `-p NAME VALUE`, as papermill does: typer has no list of pairs, so they become NAME=VALUE."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        def joined() -> Iterator[str]:
+            words = iter(args)
+            for word in words:
+                yield word
+                if word in ("-p", "--parameter"):
+                    pair = list(islice(words, 2))
+                    if len(pair) < 2:
+                        raise typer.BadParameter(f"{word} needs a NAME and a VALUE")
+                    yield "=".join(pair)
+
+        return super().parse_args(ctx, list(joined()))
+
+
+@app.command(cls=_PairsCommand)
+def reproduce(
+    notebooks: Annotated[
+        list[str] | None, typer.Argument(metavar="[NOTEBOOK]...", help="Such as 02, or a path; all when left out.")
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-p", metavar="NAME VALUE", help="Set a parameter; may be repeated."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Gets a folder for each notebook.")] = Path("runs"),
+    time_limit: Annotated[float, typer.Option(help="Seconds for each notebook.")] = 1800,
+    list_parameters: Annotated[bool, typer.Option("--list", help="Only list the notebooks' parameters.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run notebooks: executed copies, HTML, figures and a stamped result.json. Exit code 1 if one fails."""
+    with _one_line_errors():
+        from vilamp_lite.reproduce import all_notebooks, find_notebook, parameters_of, parse_parameters, run_notebooks
+
+        chosen = [find_notebook(name) for name in notebooks] if notebooks else all_notebooks()
+        if list_parameters:
+            if parameter:
+                raise ValueError("--list runs nothing: leave out -p")
+            _print_parameters({path.stem: list(parameters_of(path).values()) for path in chosen}, as_json)
+            return
+        start = time.monotonic()
+        pairs = [text.partition("=") for text in parameter or []]
+        values = parse_parameters(chosen[0], [(name, value) for name, _, value in pairs])
+        runs = list(run_notebooks(chosen, out, values, time_limit))
+    if as_json:
+        typer.echo(json.dumps([asdict(run) | {"folder": str(out / run.notebook)} for run in runs]))
+    else:
+        table = Table(title=f"{len(runs)} notebooks in {time.monotonic() - start:.0f} s")
+        for column in ("notebook", "seconds", "figures", "metrics", "result"):
+            table.add_column(column, justify="left" if column in ("notebook", "result") else "right")
+        for run in runs:
+            counts = (f"{run.seconds:.0f}", str(len(run.figures)), str(len(run.metrics)))
+            table.add_row(run.notebook, *counts, "failed" if run.error else "ok")
+        console = Console(highlight=False, soft_wrap=True)
+        console.print(table)
+        console.print(f"Read {out}/NAME/NAME.html; the figures (PNG) and result.json lie beside it.", markup=False)
+    for run in runs:
+        if run.error:
+            partial = out / run.notebook / f"{run.notebook}.ipynb"
+            _errors.print(f"{run.notebook}: {run.error}; as far as it came: {partial}", markup=False)
+    if any(run.error for run in runs):
+        raise typer.Exit(1)
+
+
+def _print_parameters(notebooks: dict[str, list[Any]], as_json: bool) -> None:
+    if as_json:
+        rows = {
+            name: [asdict(about) | {"type": about.type.__name__} for about in parameters]
+            for name, parameters in notebooks.items()
+        }
+        typer.echo(json.dumps(rows))
+        return
+    for name, parameters in notebooks.items():
+        table = Table(title=name)
+        table.add_column("parameter", no_wrap=True)
+        for column in ("type", "default", "help"):
+            table.add_column(column)
+        for about in parameters:
+            words = (about.name, about.type.__name__, repr(about.default), about.help)
+            table.add_row(*(Text(word) for word in words))
+        Console().print(table)
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML: notebook, parameters, metric, …")],
+    out: Annotated[
+        Path | None, typer.Option(help="A folder; the same command goes on there.", show_default="runs/sweeps/NAME")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes, with one thread each.", show_default="one per core")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler, instead of local processes.", show_default=False)
+    ] = None,
+    time_limit: Annotated[float, typer.Option(help="Seconds for each cell of the grid.")] = 1800,
+    as_json: AsJson = False,
+) -> None:
+    """Run a notebook for each cell of a grid, in parallel; a table and a figure of it. Exit code 1 if a cell fails."""
+    with _one_line_errors():
+        if scheduler and workers:
+            raise ValueError("--workers are local processes: leave them out with --scheduler")
+        from vilamp_lite.sweep import load_sweep, run_sweep
+
+        out = out or Path("runs") / "sweeps" / file.stem
+        result = run_sweep(load_sweep(file), out, workers=workers, scheduler=scheduler, time_limit=time_limit)
+    if as_json:
+        # JSON has no NaN, which stands where a cell failed.
+        rows = result.table.astype(object).where(result.table.notna(), None).to_dict("records")
+        typer.echo(json.dumps({"out": str(out), "table": rows, "failed": result.failed}))
+    else:
+        console = Console(highlight=False, soft_wrap=True)
+        console.print(f"{len(result.table) - len(result.failed)} of {len(result.table)} cells finished", markup=False)
+        console.print(f"{out}/table.csv and figure.png; each cell lies in cells/CELL", markup=False)
+    for cell, error in result.failed.items():
+        _errors.print(f"{cell}: {error}; as far as it came: {out / 'cells' / cell}", markup=False)
+    if result.failed:
+        raise typer.Exit(1)
 
 
 @evaluate.command()

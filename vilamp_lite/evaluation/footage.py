@@ -17,7 +17,6 @@ from vilamp_lite.encoders import usable_device
 from vilamp_lite.evaluation.results import (
     Prediction,
     generate_answer,
-    keep_result,
     kept_result,
     make_prediction,
     score,
@@ -27,7 +26,7 @@ from vilamp_lite.evaluation.scoring import answers_match, option_matches
 from vilamp_lite.modeling import FRAMES_AT_ONCE, FrameProcessor, MixedPrecisionSequence, ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
 from vilamp_lite.progress import progress_bar
-from vilamp_lite.stamp import make_stamp
+from vilamp_lite.stamp import keep_result, make_stamp
 from vilamp_lite.video import frames_at, stream_frames
 
 _ANSWER_TOKENS = 32
