@@ -1,7 +1,7 @@
 """Make the release version of the course and check the grading: what `make course` runs.
 
-For every assignment of source/ nbgrader makes the release version and grades, as if students had handed them in, the
-solution (full marks), the blank release (zero) and every wrong submission of mutations/ (each loses the points it names).
+For every assignment of source/ nbgrader makes the release version. Then it grades, as if students had handed them in,
+the solution (full marks), the blank release (zero) and every wrong submission of mutations/, which loses what it says.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def graded_cells(notebook: NotebookNode) -> dict[str, NotebookNode]:
     return {cell.metadata.nbgrader.grade_id: cell for cell in notebook.cells if cell.metadata.nbgrader.grade}
 
 
-def test_points(notebook: NotebookNode) -> dict[str, float]:
+def automatic_points(notebook: NotebookNode) -> dict[str, float]:
     """Points of the cells that are graded automatically, by grade id."""
     return {
         grade_id: cell.metadata.nbgrader.points
@@ -85,14 +85,14 @@ def mutate(source: NotebookNode, mutation: Mutation) -> NotebookNode:
     """The solution with the mutation's mistake in it.
 
     Raises:
-        ValueError: there is no such solution cell, the code to replace does not stand in it exactly once, or a test that
-            should lose points does not exist or has fewer.
+        ValueError: there is no such solution cell, the code to replace does not stand in it exactly once, or a test
+            that should lose points does not exist or has fewer.
     """
     changed = copy.deepcopy(source)
     cells = [cell for cell in changed.cells if cell.id == mutation.cell and cell.metadata.nbgrader.solution]
     if len(cells) != 1 or cells[0].source.count(mutation.replace) != 1:
         raise ValueError(f"{mutation.name}: {mutation.replace!r} must stand once in a solution cell {mutation.cell!r}")
-    points = test_points(source)
+    points = automatic_points(source)
     for test, lost in mutation.loses.items():
         if not 0 < lost <= points.get(test, 0):
             raise ValueError(f"{mutation.name}: {test!r} cannot lose {lost} of {points.get(test, 0)} points")
@@ -189,7 +189,7 @@ def grade(api, name: str, student: str, submission: NotebookNode, out: Path) -> 
 def check_assignment(api, name: str, out: Path) -> Iterator[Outcome]:
     """Make the release version, then grade the solution, the blank release and every mutation."""
     source, release = read_source(name), make_release(api, name, out)
-    points = test_points(source)
+    points = automatic_points(source)
     submissions = [
         ("solution", hand_in(release, source), points),
         ("blank", release, dict.fromkeys(graded_cells(source), 0)),
