@@ -6,7 +6,6 @@ the solution (full marks), the blank release (zero) and every wrong submission o
 
 import argparse
 import copy
-import logging
 import os
 import shutil
 import sys
@@ -20,6 +19,7 @@ import nbformat
 from nbformat import NotebookNode
 from rich.console import Console
 from rich.table import Table
+from traitlets.config.loader import PyFileConfigLoader
 
 from vilamp_lite.progress import progress_bar
 
@@ -139,17 +139,12 @@ class Outcome:
 def course_api(out: Path):
     """nbgrader on a course folder of its own, with this folder's settings."""
     try:
-        from nbgrader.apps import NbGrader
         from nbgrader.apps.api import NbGraderAPI
-        from nbgrader.coursedir import CourseDirectory
     except ImportError as error:
         raise SystemExit(f"the course needs nbgrader: pip install 'vilamp-lite[course]' ({error})") from error
-    app = NbGrader()
-    app.load_config_file("nbgrader_config", path=[str(HERE)])
-    app.config.CourseDirectory.root = str(out)
-    # nbgrader logs every failing cell, and most submissions here are meant to fail.
-    logging.getLogger("traitlets").setLevel(logging.CRITICAL)
-    return NbGraderAPI(coursedir=CourseDirectory(config=app.config), config=app.config)
+    config = PyFileConfigLoader("nbgrader_config.py", path=str(HERE)).load_config()
+    config.CourseDirectory.root = str(out)
+    return NbGraderAPI(config=config)
 
 
 def make_release(api, name: str, out: Path) -> NotebookNode:
