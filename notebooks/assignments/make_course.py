@@ -214,6 +214,8 @@ def main() -> int:
     arguments.out.mkdir(parents=True)
 
     os.environ["VILAMP_HEADLESS"] = "1"  # for the notebooks' kernels, which inherit it
+    # nbgrader calls `alembic` by its bare name, which lies beside a Python that need not be activated.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     api = course_api(arguments.out.resolve())
     outcomes = []
     with progress_bar(sum(2 + len(read_mutations(name)) for name in names), "submissions", "make course") as bar:
