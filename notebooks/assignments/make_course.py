@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 import tomllib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,8 @@ def course_api(out: Path):
         from nbgrader.apps.api import NbGraderAPI
     except ImportError as error:
         raise SystemExit(f"the course needs nbgrader: pip install 'vilamp-lite[course]' ({error})") from error
+    # SQLAlchemy 2.1 warns at each of nbgrader's submissions, of a step that nbgrader does take afterwards.
+    warnings.filterwarnings("ignore", message="Object of type <Submitted", module=r"nbgrader\.")
     config = PyFileConfigLoader("nbgrader_config.py", path=str(HERE)).load_config()
     config.CourseDirectory.root = str(out)
     return NbGraderAPI(config=config)
@@ -225,7 +228,7 @@ def main() -> int:
                 bar.update()
     table = Table()
     for column in ("assignment", "submission", "points", "seconds", "result"):
-        table.add_column(column, justify="right" if column in ("points", "seconds") else "left")
+        table.add_column(column, justify="right" if column in ("points", "seconds") else "left", overflow="fold")
     for outcome in outcomes:
         points = sum(outcome.scores[test] or 0 for test in outcome.expected)
         row = (
