@@ -9,7 +9,7 @@ NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: run test notebooks figures studies lint bench data clean
+.PHONY: run test notebooks figures studies course lint bench data clean
 
 run: $(STAMP)  ## every notebook on the bundled data; executed copies, HTML and figures in runs/
 	$(BIN)/python -m vilamp_lite.reproduce
@@ -28,6 +28,10 @@ figures: $(STAMP)  ## make the committed figures/ again
 
 studies: $(STAMP)  ## the recorded full studies of notebooks 07 and 08, in figures/results; goes on where it was stopped
 	$(BIN)/python -m vilamp_lite.evaluation.recorded --processes 2
+
+course: $(STAMP)  ## the graded course: release version in runs/course, grading checked
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[course]"
+	$(BIN)/python notebooks/assignments/make_course.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
-"""The runner, the widgets and the progress bar."""
+"""The runner, metrics, the widgets and the progress bar."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +9,11 @@ from pathlib import Path
 import ipywidgets
 import nbformat
 import pytest
+import torch
 
+from vilamp_lite.metrics import record
 from vilamp_lite.notebook import show_widget
-from vilamp_lite.reproduce import run_notebook
+from vilamp_lite.reproduce import check_parameters, find_notebook, parameters_of, parse_parameters, run_notebook
 
 
 def write_notebook(path: Path, *sources: str) -> Path:
@@ -26,19 +29,27 @@ def test_a_run_leaves_everything_behind(tmp_path: Path) -> None:
     drawing = "import matplotlib.pyplot as plt\nplt.plot([size, 2])\nplt.show()\nplt.plot([3, 1])\nplt.show()"
     notebook = write_notebook(
         tmp_path / "draw.ipynb",
-        "size: int = 1  # how large\nname: str = 'x'  # whose",
+        "size: int = 1  # how large\nname: str = 'x'  # whose\nseed: int = 5  # of nothing",
+        "from vilamp_lite.metrics import record\nrecord(area=size**2, third=size / 3)",
         "print('size is', size)",
         drawing,
     )
     before = notebook.read_bytes()
-    run = run_notebook(notebook, tmp_path / "out", {"size": 7})
-    folder = tmp_path / "out" / "draw"
+    folder = tmp_path / "out"
+    (folder / "old").mkdir(parents=True)
+    (folder / "old.png").touch()
+    run = run_notebook(notebook, folder, {"size": 7})
     assert run.error is None
     assert run.figures == ["last-cell.png", "last-cell_2.png"]
     assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in run.figures)
-    assert "size is 7" in (folder / "draw.html").read_text()
+    assert not (folder / "old.png").exists()  # of an earlier run
+    page = (folder / "draw.html").read_text()
+    assert "size is 7" in page
+    assert "area = 49, third = 2.33" in page
     result = json.loads((folder / "result.json").read_text())
-    assert result["parameters"] == {"size": 7, "name": "'x'"}
+    assert result["metrics"] == run.metrics == {"area": 49, "third": 7 / 3}
+    assert result["parameters"] == {"size": 7, "name": "x", "seed": 5}
+    assert result["seeds"] == {"seed": 5}
     assert result["versions"]["torch"]
     assert notebook.read_bytes() == before
 
@@ -48,14 +59,113 @@ def test_a_failing_notebook_says_where(tmp_path: Path) -> None:
         tmp_path / "fail.ipynb", "size: int = 1  # how large", "print('so far')", "1 / (size - 1)"
     )
     run = run_notebook(notebook, tmp_path / "out")
-    assert "ZeroDivisionError" in run.error
-    assert "so far" in (tmp_path / "out" / "fail" / "fail.html").read_text()
-    assert json.loads((tmp_path / "out" / "fail" / "result.json").read_text())["error"] == run.error
+    assert run.error == "code cell 3 (last-cell): ZeroDivisionError: division by zero"
+    assert "so far" in (tmp_path / "out" / "fail.html").read_text()
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["error"] == run.error
+
+
+def test_a_notebook_has_a_time_limit(tmp_path: Path) -> None:
+    # Each cell is quick enough, all together are not.
+    notebook = write_notebook(tmp_path / "slow.ipynb", "n: int = 0  # of nothing", *["import time\ntime.sleep(3)"] * 5)
+    run = run_notebook(notebook, tmp_path / "out", time_limit=8)
+    assert re.fullmatch(r"code cell \d \(.+\): not finished after 8 s", run.error)
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["error"] == run.error
+
+
+def test_a_metric_recorded_twice_is_an_error(tmp_path: Path) -> None:
+    code = "from vilamp_lite.metrics import record\nrecord(share=0.5)"
+    run = run_notebook(write_notebook(tmp_path / "twice.ipynb", "n: int = 0  # of nothing", code, code), tmp_path)
+    assert run.error == "cell last-cell records the metric share once more: give it a name of its own"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "0.5", None, torch.ones(1)])
+def test_a_metric_is_a_finite_number(value: object) -> None:
+    with pytest.raises(ValueError, match="metric share must be a finite number"):
+        record(share=value)
 
 
 def test_a_missing_notebook_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no notebook"):
         run_notebook(tmp_path / "none.ipynb", tmp_path)
+
+
+def test_parameters_of_every_type(tmp_path: Path) -> None:
+    source = (
+        "n: int = 10_000  # frames\nrate: float = 1e-3  # of learning\non: bool = False  # or off\n"
+        "word: str = 'a'  # any\ndepths: list = [0.5]  # of needles\nplain = 2  # not annotated"
+    )
+    notebook = write_notebook(tmp_path / "all.ipynb", source, "1")
+    known = parameters_of(notebook)
+    assert {name: (about.type, about.default) for name, about in known.items()} == {
+        "n": (int, 10_000),
+        "rate": (float, 1e-3),
+        "on": (bool, False),
+        "word": (str, "a"),
+        "depths": (list, [0.5]),
+        "plain": (int, 2),
+    }
+    assert known["depths"].help == "of needles"
+    texts = {"n": "-3", "rate": "1e-4", "on": "true", "word": "12", "depths": "[0, 0.25]"}
+    values = {"n": -3, "rate": 1e-4, "on": True, "word": "12", "depths": [0, 0.25]}
+    assert parse_parameters(notebook, list(texts.items())) == values
+    for name, text in {"n": "1.5", "rate": "fast", "on": "1", "depths": "0.5"}.items():
+        with pytest.raises(ValueError, match=f"{name} must be {known[name].type.__name__}, got '{text}'"):
+            parse_parameters(notebook, [(name, text)])
+    with pytest.raises(ValueError, match="twice"):
+        parse_parameters(notebook, [("n", "1"), ("n", "2")])
+    assert check_parameters(notebook, {"rate": 1})["rate"] == 1.0
+    for value in (True, "1", 1.0):
+        with pytest.raises(ValueError, match="n must be int"):
+            check_parameters(notebook, {"n": value})
+
+
+def test_notebooks_are_found_by_their_number() -> None:
+    assert find_notebook("02").stem == "02_differential_keyframe_selection"
+    for name in ("0", "none", "none.ipynb"):
+        with pytest.raises(ValueError, match=f"'{name}' must name one notebook"):
+            find_notebook(name)
+
+
+def vilamp(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vilamp_lite.cli", "reproduce", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_runs_the_others_when_one_fails(tmp_path: Path) -> None:
+    source = "size: int = 1  # how large"
+    fails = write_notebook(tmp_path / "fails.ipynb", source, "raise KeyError(size)")
+    works = write_notebook(tmp_path / "works.ipynb", source, "print(size)")
+    run = vilamp(fails, works, "-p", "size", 7, "--out", tmp_path / "runs")
+    assert run.returncode == 1
+    partial = tmp_path / "runs" / "fails" / "fails.ipynb"
+    assert f"fails: code cell 3 (last-cell): KeyError: 7; as far as it came: {partial}" in run.stderr
+    assert json.loads((tmp_path / "runs" / "works" / "result.json").read_text())["parameters"] == {"size": 7}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("01", "03", "-p", "max_keyframes", "4"), "01_frame_embedding.ipynb has no parameter max_keyframes; it has"),
+        (("02", "-p", "max_keyframes", "four"), "max_keyframes must be int, got 'four'"),
+        (("02", "-p", "seed"), "needs a NAME and a VALUE"),
+        (("02", "02"), "would be written twice"),
+        (("02", "--time-limit", "0"), "the time limit must be above 0"),
+    ],
+)
+def test_the_command_refuses_before_it_runs(tmp_path: Path, arguments: tuple[str, ...], complaint: str) -> None:
+    run = vilamp("--out", tmp_path / "runs", *arguments)
+    assert run.returncode == 2
+    (line,) = run.stderr.strip().splitlines()
+    assert complaint in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_command_lists_parameters() -> None:
+    listed = json.loads(vilamp("--list", "--json").stdout)
+    assert [name[:2] for name in listed][:4] == ["01", "02", "03", "04"]
+    (budget,) = [about for about in listed["02_differential_keyframe_selection"] if about["name"] == "max_keyframes"]
+    assert (budget["type"], budget["default"]) == ("int", 8)
+    assert "the most keyframes" in budget["help"]
 
 
 def test_headless_widgets_draw_their_first_state() -> None:

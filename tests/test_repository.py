@@ -31,7 +31,7 @@ def requirement_names(requirements: list[str]) -> set[str]:
 
 
 def installed_extras() -> list[str]:
-    return re.search(r"--editable \"\.\[(.+?)\]\"", (ROOT / "Makefile").read_text())[1].split(",")
+    return re.search(r"torch --editable \"\.\[(.+?)\]\"", (ROOT / "Makefile").read_text())[1].split(",")
 
 
 def test_conda_environment_is_in_step() -> None:

@@ -26,6 +26,7 @@ _MODULE_OF = {
     "ViLaMPConfig": "configuration",
     **dict.fromkeys(("MixedPrecisionSequence", "TokenKind", "ViLaMPForConditionalGeneration"), "modeling"),
     "ViLaMPProcessor": "processing",
+    "FeatureStore": "feature_store",
     **dict.fromkeys(
         ("from_llava_onevision", "load_checkpoint", "load_processor", "load_released_checkpoint"), "checkpoints"
     ),

@@ -3,13 +3,16 @@
 import json
 import math
 import os
+import shlex
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperCommand
 from typer.exceptions import Abort, TyperException
 
 from vilamp_lite.tinyworld import MINIATURE
@@ -183,9 +187,84 @@ def keyframes(
     Console().print(table)
 
 
+@contextmanager
+def _interruptible(state: str) -> Iterator[None]:
+    """Turn Ctrl-C into one line that says what is kept and how to go on, and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        command = shlex.join(["vilamp", *sys.argv[1:]])
+        _errors.print(f"vilamp: stopped; {state}; to go on: {command}", markup=False)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def encode(
+    video: Video,
+    out: Annotated[
+        Path | None, typer.Option(help="The store, a folder.", show_default="VIDEO with the ending .features")
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A checkpoint directory: ours, or in the authors' format.", show_default=False),
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Try the way with a tiny random model.")
+    ] = False,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="The language model's, for a checkpoint without one.", show_default=False)
+    ] = None,
+    selector_tokenizer: Annotated[
+        str | None, typer.Option(help="The selector's, for a checkpoint without one.", show_default=False)
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames sampled per second.", show_default="the checkpoint's")
+    ] = None,
+    max_frames: Annotated[
+        int | None, typer.Option(help="The most frames to sample, spread over the video.", show_default="no limit")
+    ] = None,
+    stored: Annotated[Dtype, typer.Option(help="Type of the stored patches.")] = Dtype.FLOAT16,
+    device: Annotated[
+        str | None, typer.Option(help="Where the model runs, such as cpu or cuda.", show_default="a GPU if any")
+    ] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Of the weights.", show_default="as in the checkpoint")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Let the miniature encode other footage.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Encode VIDEO once into a store, which `vilamp ask` then takes; a stopped run goes on where it was."""
+    out = out or video.with_suffix(".features")
+    with _interruptible(f"what is finished is kept in {out}"), _one_line_errors():
+        if model is None and not random_weights:
+            _require_tinyworld(video, force)
+        import torch
+
+        from vilamp_lite.feature_store import FeatureStore
+        from vilamp_lite.video import stream_frames
+
+        store = FeatureStore.open(out)
+        chosen = _Chosen(model, random_weights, tokenizer, selector_tokenizer, {} if fps is None else {"fps": fps})
+        chosen.config.require_room(stream_frames(video, fps=chosen.config.fps, max_frames=max_frames).num_frames)
+        vilamp = chosen.load(device, dtype)
+        store.encode(video, vilamp, chosen.processor, max_frames=max_frames, dtype=getattr(torch, stored))
+        summary = store.summary()
+    per_frame = round(summary.num_bytes / summary.num_frames)
+    if as_json:
+        typer.echo(
+            json.dumps({"store": str(out), "video": str(video), **asdict(summary), "bytes_per_frame": per_frame})
+        )
+        return
+    Console().print(
+        f"{out}: {summary.num_frames:,} frames in {summary.shards:,} shards, {summary.num_bytes:,} bytes, "
+        f"{per_frame:,} of each frame; patches in {summary.dtype}, off by {summary.error:.1e} of their size at most",
+        soft_wrap=True,
+    )
+
+
 @app.command()
 def ask(
-    video: Video,
+    video: Annotated[
+        Path, typer.Argument(metavar="VIDEO", help="A video file, or a store of `vilamp encode`.", show_default=False)
+    ],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to answer.", show_default=False)],
     model: Annotated[
         Path | None,
@@ -221,50 +300,40 @@ def ask(
     as_json: AsJson = False,
 ) -> None:
     """Answer QUESTION about VIDEO: choose keyframes, merge the other frames, read both, generate."""
-    with _one_line_errors():
-        if model is not None and random_weights:
-            raise ValueError("give either --model DIR or --random-weights")
+    is_store = video.is_dir()
+    state = f"{video} is as it was" if is_store else "nothing is kept"
+    with _interruptible(state), _one_line_errors():
         if model is None and not random_weights:
-            model = MINIATURE
-            _require_tinyworld(video, question, force)
-        if random_weights and (tokenizer or selector_tokenizer):
-            raise ValueError("--random-weights has its own tokenizers, of bytes: leave out yours")
+            _require_tinyworld(video, force, question)
+        if is_store and (fps, max_frames) != (None, None):
+            raise ValueError(f"{video} was sampled when it was encoded: leave out --fps and --max-frames")
         # Imported here: torch takes seconds, and `vilamp --help` should not.
-        import torch
         from transformers import TextStreamer
 
-        from vilamp_lite.checkpoints import load_checkpoint, load_config, load_processor
-        from vilamp_lite.configuration import ViLaMPConfig
-        from vilamp_lite.encoders import usable_device
-        from vilamp_lite.modeling import TokenKind, ViLaMPForConditionalGeneration
-        from vilamp_lite.processing import ViLaMPProcessor
+        from vilamp_lite.feature_store import FeatureStore
+        from vilamp_lite.modeling import TokenKind
         from vilamp_lite.progress import progress_bar
         from vilamp_lite.video import stream_frames
 
-        place = usable_device(device)
         asked = {"max_keyframes": max_keyframes, "similarity_threshold": similarity_threshold, "fps": fps}
         changes = {name: value for name, value in asked.items() if value is not None}
-        # Everything that can be refused comes before the weights, which may take minutes to load.
-        if model is None:
-            config = ViLaMPConfig.tiny(**changes)
-            processor = ViLaMPProcessor.byte_level(config)
-        else:
-            config = load_config(model, **changes)
-            processor = load_processor(model, config, tokenizer=tokenizer, selector_tokenizer=selector_tokenizer)
+        chosen = _Chosen(model, random_weights, tokenizer, selector_tokenizer, changes)
+        config, processor = chosen.config, chosen.processor
         prompt = processor.prompts([question])
         prompt_tokens = prompt["input_ids"].shape[1] - 1
-        num_frames = stream_frames(video, fps=config.fps, max_frames=max_frames).num_frames
+        if is_store:
+            store = FeatureStore.open(video)
+            num_frames, sampling = store.num_frames, {name: store.settings[name] for name in ("fps", "max_frames")}
+        else:
+            sampling = {"fps": config.fps, "max_frames": max_frames}
+            num_frames = stream_frames(video, **sampling).num_frames
         config.require_room(num_frames, prompt_tokens, max_new_tokens)
 
-        weight_type = None if dtype is None else getattr(torch, dtype)
-        if model is None:
-            _errors.print("random weights: the answer means nothing", markup=False)
-            torch.manual_seed(0)
-            vilamp = ViLaMPForConditionalGeneration(config).eval().to(weight_type)
+        vilamp = chosen.load(device, dtype)
+        if is_store:
+            sequence = store.sequence(vilamp, question, processor)
         else:
-            vilamp = load_checkpoint(model, dtype=weight_type, **changes)
-        vilamp.to(place)
-        sequence = vilamp.encode_video(video, question, processor, max_frames=max_frames)
+            sequence = vilamp.encode_video(video, question, processor, max_frames=max_frames)
 
         total = len(sequence.embeds) + prompt_tokens
         streamer = None if as_json else TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -296,12 +365,11 @@ def ask(
             "video": str(video),
             "question": question,
             "answer": processor.batch_decode(answer)[0],
-            "model": str(model) if model else None,
+            "model": str(chosen.model) if chosen.model else None,
             "weights": "random" if random_weights else "checkpoint",
             "encoder": f"{selector.model_type}, {selector.vision_config.image_size} px, {config.query_size} dimensions",
             "frames_sampled": num_frames,
-            "fps": config.fps,
-            "max_frames": max_frames,
+            **sampling,
             "max_keyframes": config.max_keyframes,
             "similarity_threshold": config.similarity_threshold,
             "keyframes": [{"sample": sample, "seconds": float(sequence.timestamps[sample])} for sample in keyframes],
@@ -320,19 +388,66 @@ def ask(
     )
 
 
-def _require_tinyworld(video: Path, question: str, force: bool) -> None:
-    """Refuse what the miniature was not trained for."""
+class _Chosen:
+    """The model that the options name; what can be refused is refused before its weights, which may take minutes."""
+
+    def __init__(
+        self,
+        model: Path | None,
+        random_weights: bool,
+        tokenizer: str | None,
+        selector_tokenizer: str | None,
+        changes: dict[str, Any],
+    ) -> None:
+        if model is not None and random_weights:
+            raise ValueError("give either --model DIR or --random-weights")
+        if random_weights and (tokenizer or selector_tokenizer):
+            raise ValueError("--random-weights has its own tokenizers, of bytes: leave out yours")
+        from vilamp_lite.checkpoints import load_config, load_processor
+        from vilamp_lite.configuration import ViLaMPConfig
+        from vilamp_lite.processing import ViLaMPProcessor
+
+        self.model = None if random_weights else model or MINIATURE
+        self.changes = changes
+        if self.model is None:
+            self.config = ViLaMPConfig.tiny(**changes)
+            self.processor = ViLaMPProcessor.byte_level(self.config)
+        else:
+            self.config = load_config(self.model, **changes)
+            names = {"tokenizer": tokenizer, "selector_tokenizer": selector_tokenizer}
+            self.processor = load_processor(self.model, self.config, **names)
+
+    def load(self, device: str | None, dtype: Dtype | None) -> Any:
+        """Load the weights, in their own type or another, to where they shall run."""
+        import torch
+
+        from vilamp_lite.checkpoints import load_checkpoint
+        from vilamp_lite.encoders import usable_device
+        from vilamp_lite.modeling import ViLaMPForConditionalGeneration
+
+        place = usable_device(device)
+        weight_type = None if dtype is None else getattr(torch, dtype)
+        if self.model is not None:
+            return load_checkpoint(self.model, dtype=weight_type, **self.changes).to(place)
+        _errors.print("random weights: the answer means nothing", markup=False)
+        torch.manual_seed(0)
+        return ViLaMPForConditionalGeneration(self.config).eval().to(weight_type).to(place)
+
+
+def _require_tinyworld(video: Path, force: bool, question: str | None = None) -> None:
+    """Refuse what the miniature was not trained for; a store's footage was looked at when it was encoded."""
     from vilamp_lite.tinyworld.encoder import require_known_words
     from vilamp_lite.tinyworld.render import is_tinyworld
 
     if not (MINIATURE / "config.json").is_file():
         raise ValueError(f"there is no model in {MINIATURE}: give --model DIR (`vilamp train` makes one)")
-    if not force and video.exists() and not is_tinyworld(video):
+    if not force and video.is_file() and not is_tinyworld(video):
         raise ValueError(
             f"{video} does not show TinyWorld, and without --model the miniature answers, which was trained on nothing "
             "else; make such a video with `vilamp tinyworld`, give --model DIR, or --force"
         )
-    require_known_words(question)
+    if question is not None:
+        require_known_words(question)
 
 
 @app.command()
@@ -359,6 +474,103 @@ def tinyworld(
         return
     needles = ", ".join(f"{start}–{stop - 1}" for start, stop in haystack.needle_frames)
     Console().print(f"{out}: {frames:,} frames; “{question.text}” {question.answer} (frames {needles})", soft_wrap=True)
+
+
+@app.command()
+def costs(
+    frames: Annotated[int, typer.Option(help="N, frames of the video that are sampled.")] = 10_000,
+    gpu: Annotated[str, typer.Option(help="a100-40gb, a100-80gb, rtx-4090 or h100-80gb.")] = "a100-80gb",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="vilamp, vilamp-released (both streaming), released-code (all frames at once), or a peer: llama-vid, "
+            "videochat-flash, longva, longvu, llava-video, qwen2-vl."
+        ),
+    ] = "vilamp",
+    keyframes: Annotated[
+        int | None, typer.Option(help="K, keyframes chosen.", show_default="32, or N if fewer")
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option(help="Of the text around the video.")] = 64,
+    answer_tokens: Annotated[int, typer.Option(help="Generated.")] = 128,
+    dtype: Annotated[Dtype, typer.Option(help="Of weights, activations and cache.")] = Dtype.BFLOAT16,
+    batch_size: Annotated[int, typer.Option(help="Frames in a vision tower at a time.")] = 8,
+    utilisation: Annotated[float, typer.Option(help="Part of the GPU's peak that is reached, above 0 to 1.")] = 0.4,
+    decode_rate: Annotated[float, typer.Option(help="Frames sampled per second in one pass of decoding.")] = 100.0,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a long video costs, stage by stage: tokens, FLOPs, memory, what fits, and estimated seconds.
+
+    Nothing runs: the figures follow from the models' shapes and the GPU's data sheet.
+    """
+    with _one_line_errors():
+        # Imported here: torch takes seconds, and `vilamp --help` should not.
+        from vilamp_lite.checks import choice
+        from vilamp_lite.costs import GPUS, Workload, model_costs
+
+        card = GPUS[choice("--gpu", gpu, tuple(GPUS))]
+        workload = Workload(frames, prompt_tokens, answer_tokens, dtype.value, batch_size)
+        counted = model_costs(model, workload, keyframes)
+        stages = counted.schedule(card, utilisation=utilisation, decode_rate=decode_rate)
+    result = {
+        "model": counted.model,
+        "gpu": asdict(card),
+        "workload": asdict(workload),
+        "utilisation": utilisation,
+        "decode_rate": decode_rate,
+        "visual_tokens": counted.visual_tokens,
+        "tokens": counted.tokens,
+        "context": counted.context,
+        "fits_context": None if counted.context is None else counted.tokens <= counted.context,
+        "weights": counted.weights,
+        "kv_cache": counted.kv_cache,
+        "peak_activations": counted.peak_activations,
+        "peak_memory": counted.peak_memory,
+        "fits": counted.peak_memory <= card.memory,
+        "seconds": sum(stage["seconds"] for stage in stages),
+        "seconds_to_first_token": sum(stage["seconds"] for stage in stages if stage["stage"] != "decode"),
+        "stages": stages,
+    }
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        _print_costs(result)
+
+
+def _print_costs(result: dict[str, Any]) -> None:
+    title = f"{result['model']}, {result['workload']['num_frames']:,} frames, {result['gpu']['name']}"
+    table = Table(title=title, caption_justify="left")
+    table.add_column("stage", no_wrap=True)
+    for column in ("linear\nTFLOP", "attention,\nsquare", "attention,\ncausal", "memory\nGB", "fits", "time\ns"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for stage in result["stages"]:
+        numbers = [stage[name] for name in ("flops_linear", "flops_attention_square", "flops_attention_causal")]
+        flops = ["–" if number == 0 else f"{number / 1e12:,.1f}" for number in numbers]
+        fits = "yes" if stage["fits"] else "no"
+        rest = (f"{stage['memory'] / 1e9:,.1f}", fits, f"{stage['seconds']:,.1f}")
+        table.add_row(stage["stage"], *flops, *rest)
+    Console().print(table)
+    context = result["context"]
+    room = "" if context is None else f" of a context of {context:,}"
+    if context is not None and not result["fits_context"]:
+        room += ": does NOT fit"
+    gb = {name: f"{result[name] / 1e9:,.1f} GB" for name in ("weights", "kv_cache", "peak_activations", "peak_memory")}
+    verdict = "fits" if result["fits"] else "does NOT fit"
+    workload = result["workload"]
+    lines = (
+        *(f"{stage['stage']}: {stage['counts']}" for stage in result["stages"]),
+        f"tokens: {result['visual_tokens']:,} visual, {workload['prompt_tokens']} of the prompt, "
+        f"{workload['answer_tokens']} of the answer; {result['tokens']:,}{room}",
+        f"memory: {gb['weights']} weights, {gb['kv_cache']} KV cache, {gb['peak_activations']} activations at most; "
+        f"peak {gb['peak_memory']} of {result['gpu']['memory'] / 1e9:g} GB ({workload['dtype']}): {verdict}",
+        f"time: {result['seconds_to_first_token']:,.0f} s to the first token, {result['seconds']:,.0f} s in all; an "
+        f"estimate at {result['utilisation']:g} of the GPU's peak, stages one after the other",
+        "FLOPs are 2 × multiply-adds; norms, activations and softmax are left out. Square: all pairs of tokens; "
+        "causal: those that the mask leaves, and what the time is from.",
+        "Memory is what tensors hold: all weights at every stage, no allocator's reserve, no kernel's workspace. 1 GB "
+        "is 10⁹ bytes.",
+    )
+    for line in lines:
+        Console().print(line, highlight=False)
 
 
 class Preset(StrEnum):
@@ -481,6 +693,127 @@ def _run_in_processes(count: int) -> None:
         os.environ["ACCELERATE_USE_CPU"] = "true"
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
     os.execv(sys.executable, [sys.executable, *launch, "-m", "vilamp_lite.cli", *sys.argv[1:]])
+
+
+class _PairsCommand(TyperCommand):
+    """Reads `-p NAME VALUE`, as papermill does: typer has no list of pairs, so they become NAME=VALUE."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        def joined() -> Iterator[str]:
+            words = iter(args)
+            for word in words:
+                yield word
+                if word in ("-p", "--parameter"):
+                    pair = list(islice(words, 2))
+                    if len(pair) < 2:
+                        raise typer.BadParameter(f"{word} needs a NAME and a VALUE")
+                    yield "=".join(pair)
+
+        return super().parse_args(ctx, list(joined()))
+
+
+@app.command(cls=_PairsCommand)
+def reproduce(
+    notebooks: Annotated[
+        list[str] | None, typer.Argument(metavar="[NOTEBOOK]...", help="Such as 02, or a path; all when left out.")
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-p", metavar="NAME VALUE", help="Set a parameter; may be repeated."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Gets a folder for each notebook.")] = Path("runs"),
+    time_limit: Annotated[float, typer.Option(help="Seconds for each notebook.")] = 1800,
+    list_parameters: Annotated[bool, typer.Option("--list", help="Only list the notebooks' parameters.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run notebooks: executed copies, HTML, figures and a stamped result.json. Exit code 1 if one fails."""
+    with _one_line_errors():
+        from vilamp_lite.reproduce import all_notebooks, find_notebook, parameters_of, parse_parameters, run_notebooks
+
+        chosen = [find_notebook(name) for name in notebooks] if notebooks else all_notebooks()
+        if list_parameters:
+            if parameter:
+                raise ValueError("--list runs nothing: leave out -p")
+            _print_parameters({path.stem: list(parameters_of(path).values()) for path in chosen}, as_json)
+            return
+        start = time.monotonic()
+        pairs = [text.partition("=") for text in parameter or []]
+        values = parse_parameters(chosen[0], [(name, value) for name, _, value in pairs])
+        runs = list(run_notebooks(chosen, out, values, time_limit))
+    if as_json:
+        typer.echo(json.dumps([asdict(run) | {"folder": str(out / run.notebook)} for run in runs]))
+    else:
+        table = Table(title=f"{len(runs)} notebooks in {time.monotonic() - start:.0f} s")
+        for column in ("notebook", "seconds", "figures", "metrics", "result"):
+            table.add_column(column, justify="left" if column in ("notebook", "result") else "right")
+        for run in runs:
+            counts = (f"{run.seconds:.0f}", str(len(run.figures)), str(len(run.metrics)))
+            table.add_row(run.notebook, *counts, "failed" if run.error else "ok")
+        console = Console(highlight=False, soft_wrap=True)
+        console.print(table)
+        console.print(f"Read {out}/NAME/NAME.html; the figures (PNG) and result.json lie beside it.", markup=False)
+    for run in runs:
+        if run.error:
+            partial = out / run.notebook / f"{run.notebook}.ipynb"
+            _errors.print(f"{run.notebook}: {run.error}; as far as it came: {partial}", markup=False)
+    if any(run.error for run in runs):
+        raise typer.Exit(1)
+
+
+def _print_parameters(notebooks: dict[str, list[Any]], as_json: bool) -> None:
+    if as_json:
+        rows = {
+            name: [asdict(about) | {"type": about.type.__name__} for about in parameters]
+            for name, parameters in notebooks.items()
+        }
+        typer.echo(json.dumps(rows))
+        return
+    for name, parameters in notebooks.items():
+        table = Table(title=name)
+        table.add_column("parameter", no_wrap=True)
+        for column in ("type", "default", "help"):
+            table.add_column(column)
+        for about in parameters:
+            words = (about.name, about.type.__name__, repr(about.default), about.help)
+            table.add_row(*(Text(word) for word in words))
+        Console().print(table)
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML: notebook, parameters, metric, …")],
+    out: Annotated[
+        Path | None, typer.Option(help="A folder; the same command goes on there.", show_default="runs/sweeps/NAME")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes, with one thread each.", show_default="one per core")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler, instead of local processes.", show_default=False)
+    ] = None,
+    time_limit: Annotated[float, typer.Option(help="Seconds for each cell of the grid.")] = 1800,
+    as_json: AsJson = False,
+) -> None:
+    """Run a notebook for each cell of a grid, in parallel; a table and a figure of it. Exit code 1 if a cell fails."""
+    with _one_line_errors():
+        if scheduler and workers:
+            raise ValueError("--workers are local processes: leave them out with --scheduler")
+        from vilamp_lite.sweep import load_sweep, run_sweep
+
+        out = out or Path("runs") / "sweeps" / file.stem
+        result = run_sweep(load_sweep(file), out, workers=workers, scheduler=scheduler, time_limit=time_limit)
+    if as_json:
+        # JSON has no NaN, which stands where a cell failed.
+        rows = result.table.astype(object).where(result.table.notna(), None).to_dict("records")
+        typer.echo(json.dumps({"out": str(out), "table": rows, "failed": result.failed}))
+    else:
+        console = Console(highlight=False, soft_wrap=True)
+        console.print(f"{len(result.table) - len(result.failed)} of {len(result.table)} cells finished", markup=False)
+        console.print(f"{out}/table.csv and figure.png; each cell lies in cells/CELL", markup=False)
+    for cell, error in result.failed.items():
+        _errors.print(f"{cell}: {error}; as far as it came: {out / 'cells' / cell}", markup=False)
+    if result.failed:
+        raise typer.Exit(1)
 
 
 @evaluate.command()

@@ -11,7 +11,7 @@ The model has no algorithm of its own: selection is in `keyframes.py`, merging i
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum, auto
 from os import PathLike
@@ -47,7 +47,7 @@ from vilamp_lite.merging import (
 from vilamp_lite.progress import progress_bar
 from vilamp_lite.video import FrameBatch, FrameStream, frames_at, stream_frames
 
-_FRAMES_AT_ONCE = 8  # their activations are all that the vision tower holds
+FRAMES_AT_ONCE = 8  # their activations are all that the vision tower holds
 _IGNORED = -100  # a label that does not count
 
 # The arguments of `forward` that bring videos.
@@ -355,6 +355,10 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
             )
         return states[:, -self.config.num_patches :]
 
+    def onto_tower(self, patches: torch.Tensor) -> torch.Tensor:
+        """Bring stored patches to the type and place that `patch_features` gives."""
+        return _onto(patches, self.vision_tower)
+
     def reference_frames(self, num_frames: int, keyframes: torch.Tensor) -> torch.Tensor:
         """Say which frame each of N frames is compared with, [N], as `config.reference` and `before_first` have it."""
         return _REFERENCES[self.config.reference](num_frames, keyframes, self.config.before_first)
@@ -468,6 +472,28 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
 
     # --- A video as tokens -------------------------------------------------------------------------------------------
 
+    def distill(
+        self,
+        frame_embeds: torch.Tensor,
+        patch_batches: Iterable[torch.Tensor],
+        patches_at: Callable[[int], torch.Tensor],
+        query_embed: torch.Tensor,
+    ) -> MixedPrecisionSequence:
+        """Take both levels on one video: choose the keyframes, then merge the other frames a batch at a time.
+
+        Args:
+            frame_embeds: [N, query_size] of the selector.
+            patch_batches: the N frames' patches in order, [B, M, D_v] each.
+            patches_at: gives one frame's patches [M, D_v], for a frame that earlier ones refer to.
+            query_embed: [query_size].
+
+        Raises:
+            ValueError: no frame is a keyframe, or as `mix_tokens`.
+        """
+        keyframes = self.select(frame_embeds, query_embed.to(frame_embeds.device)).indices
+        read_ahead = {frame: patches_at(frame) for frame in self.early_references(len(frame_embeds), keyframes)}
+        return self.mix_tokens(patch_batches, len(frame_embeds), keyframes, query_embed, read_ahead)
+
     def encode_frames(
         self, pixel_values_videos: torch.Tensor, selector_pixel_values: torch.Tensor, query_embed: torch.Tensor
     ) -> MixedPrecisionSequence:
@@ -481,18 +507,19 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: no frame is a keyframe.
         """
-        num_frames = len(pixel_values_videos)
-        frame_embeds = torch.cat([self.embed_frames(pixels) for pixels in selector_pixel_values.split(_FRAMES_AT_ONCE)])
-        keyframes = self.select(frame_embeds, query_embed).indices
+        frame_embeds = torch.cat([self.embed_frames(pixels) for pixels in selector_pixel_values.split(FRAMES_AT_ONCE)])
         if self.config.relevance_gate:
             relevance = F.cosine_similarity(frame_embeds, query_embed[None])
             gate = straight_through_gate(relevance)[:, None, None, None]
             pixels = _onto(pixel_values_videos, self.vision_tower)
             pixel_values_videos = pixels * gate.to(pixels)
-        ahead = self.early_references(num_frames, keyframes)
-        read_ahead = {frame: self.patch_features(pixel_values_videos[frame : frame + 1])[0] for frame in ahead}
-        batches = (self.patch_features(pixels) for pixels in pixel_values_videos.split(_FRAMES_AT_ONCE))
-        return self.mix_tokens(batches, num_frames, keyframes, query_embed, read_ahead)
+        batches = (self.patch_features(pixels) for pixels in pixel_values_videos.split(FRAMES_AT_ONCE))
+        return self.distill(
+            frame_embeds,
+            batches,
+            lambda frame: self.patch_features(pixel_values_videos[frame : frame + 1])[0],
+            query_embed,
+        )
 
     @torch.no_grad()
     def encode_video(
@@ -503,7 +530,7 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         *,
         fps: float | None = None,
         max_frames: int | None = None,
-        batch_size: int = _FRAMES_AT_ONCE,
+        batch_size: int = FRAMES_AT_ONCE,
     ) -> MixedPrecisionSequence:
         """Stream a video file into its mixed-precision sequence, in two passes: the selector's, then the patches'.
 
@@ -533,19 +560,16 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         for batch in _watched(stream, "decode, select"):
             frame_embeds.append(self.embed_frames(processor.selector_pixels(batch.frames)).cpu())
             timestamps.append(batch.timestamps)
-        frame_embeds = torch.cat(frame_embeds)
-        num_frames = len(frame_embeds)
-        keyframes = self.select(frame_embeds, query_embed.cpu()).indices
-
-        read_ahead = {
-            frame: self.patch_features(processor.vision_pixels(frames_at(source, [frame], **sampling)))[0]
-            for frame in self.early_references(num_frames, keyframes)
-        }
         batches = (
             self.patch_features(processor.vision_pixels(batch.frames))
             for batch in _watched(stream_frames(source, **sampling), "decode, encode")
         )
-        sequence = self.mix_tokens(batches, num_frames, keyframes, query_embed, read_ahead)
+        sequence = self.distill(
+            torch.cat(frame_embeds),
+            batches,
+            lambda frame: self.patch_features(processor.vision_pixels(frames_at(source, [frame], **sampling)))[0],
+            query_embed,
+        )
         return replace(sequence, timestamps=np.concatenate(timestamps))
 
     def _encode_batch(

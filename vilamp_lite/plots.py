@@ -4,12 +4,14 @@ Colours are colour-blind safe: seaborn's "colorblind" palette for categories, "c
 function returns a matplotlib figure and leaves showing or saving it to the caller.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
@@ -767,6 +769,107 @@ def attention_concentration(curves: Mapping[str, Sequence[float]], share: float)
     axis.set(xlabel="frames, the most attended first (%)", ylabel="attention on frames (%)")
     axis.legend(fontsize=9, loc="lower right")
     return figure
+
+
+def memory_by_frames(rows: Sequence[Mapping[str, Any]], lines: Mapping[str, float]) -> Figure:
+    """Show how much GPU memory models need for a video, by its number of frames (Fig. 1).
+
+    A line is dotted beyond the frames that a model's own files speak of.
+
+    Args:
+        rows: of `costs.costs_by_frames`: model, frames, memory in bytes, documented.
+        lines: bytes to draw as lines, by name, such as a GPU's memory.
+    """
+    figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
+    _by_frames(axis, rows, "memory", 1e9)
+    low, high = axis.get_ylim()
+    axis.set(xlabel="frames in the video, N", ylabel="peak memory (GB = 10⁹ bytes)", ylim=(low, high))
+    for name, memory in lines.items():
+        axis.axhline(memory / 1e9, color="black", linestyle="--", linewidth=1)
+        axis.annotate(
+            name, (0.005, memory / 1e9), xycoords=("axes fraction", "data"), va="bottom", fontsize=9, color="black"
+        )
+    ticks = [tick for tick in (10, 20, 40, 80, 160, 320, 640, 1280) if low <= tick <= high]
+    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
+    figure.legend(*_with_dotted(axis), loc="outside right center", fontsize=9, frameon=False)
+    return figure
+
+
+def flops_by_frames(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Show FLOPs to the first token by frames: of the language model alone, and of all stages (Table 5).
+
+    Args:
+        rows: of `costs.costs_by_frames`: model, frames, prefill_causal, flops_causal, documented.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
+    panels = {"prefill_causal": "language model's prefill alone", "flops_causal": "all stages to the first token"}
+    for axis, (column, title) in zip(axes, panels.items(), strict=True):
+        _by_frames(axis, rows, column, 1e12)
+        axis.set(xlabel="frames in the video, N", title=title)
+    axes[0].set_ylabel("TFLOP, attention counted causally")
+    figure.legend(*_with_dotted(axes[0]), loc="outside right center", fontsize=9, frameon=False)
+    return figure
+
+
+def _by_frames(axis: Axes, rows: Sequence[Mapping[str, Any]], column: str, unit: float) -> None:
+    """Draw a line for each model over logarithmic axes, dotted beyond the frames that its files speak of."""
+    axis.set(xscale="log", yscale="log")
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    for model, colour, marker in zip(models, itertools.cycle(_PALETTE), itertools.cycle("osD^vP*X<>"), strict=False):
+        own = [row for row in rows if row["model"] == model]
+        frames, values = np.array([(row["frames"], row[column] / unit) for row in own]).T
+        spoken = np.array([row["documented"] is not False for row in own])
+        axis.plot(frames, values, color=colour, linewidth=1.5, linestyle=":")
+        style = {"linewidth": 2, "marker": marker, "markersize": 5}
+        axis.plot(frames[spoken], values[spoken], color=colour, label=model, **style)
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+
+
+def _with_dotted(axis: Axes) -> tuple[list[Any], list[str]]:
+    """An axis's legend, and what dots mean."""
+    handles, names = axis.get_legend_handles_labels()
+    dotted = plt.Line2D([], [], color=_GREY, linestyle=":")
+    return [*handles, dotted], [*names, "beyond its own files"]
+
+
+def sweep_heat_map(table: pd.DataFrame, metric: str, x: str, y: str) -> Figure:
+    """Show a metric over two parameters of a sweep, its mean over all others.
+
+    Args:
+        table: a row for each cell, with a column for the metric and one for each parameter that was varied.
+        metric: a column.
+        x: the column across.
+        y: the column down.
+    """
+    means = table.pivot_table(index=y, columns=x, values=metric, aggfunc="mean")
+    figure, axis = plt.subplots(figsize=(2.5 + 0.8 * means.shape[1], 1.5 + 0.5 * means.shape[0]), layout="constrained")
+    sns.heatmap(means, annot=True, fmt=".3g", cmap="cividis", cbar_kws={"label": metric}, ax=axis)
+    axis.set_title(_averaged(table, metric, x, y))
+    return figure
+
+
+def sweep_curves(table: pd.DataFrame, metric: str, x: str, hue: str | None = None) -> Figure:
+    """Show a metric over one parameter of a sweep: its mean over all others, with the range between them.
+
+    Args:
+        table: as for `sweep_heat_map`.
+        metric: a column.
+        x: the column across.
+        hue: the column whose every value has its own curve.
+    """
+    figure, axis = plt.subplots(figsize=(6.6, 3.8), layout="constrained")
+    colours = None if hue is None else sns.color_palette("colorblind", table[hue].nunique())
+    # All of the values lie between the 0th and the 100th percentile.
+    sns.lineplot(table, x=x, y=metric, hue=hue, style=hue, palette=colours, markers=True, errorbar=("pi", 100), ax=axis)
+    axis.set_title(_averaged(table, metric, x, hue))
+    return figure
+
+
+def _averaged(table: pd.DataFrame, metric: str, *shown: str | None) -> str:
+    """Say what a sweep's figure does not show."""
+    others = [name for name in table.columns if name not in (metric, *shown) and table[name].nunique() > 1]
+    return f"{metric}, mean over {', '.join(others)}" if others else metric
 
 
 def _legend(figure: Figure, names: Mapping[str, Mapping[str, object]]) -> None:

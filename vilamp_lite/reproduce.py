@@ -1,28 +1,77 @@
 """Run the notebooks with papermill: executed copies, web pages, figures and a stamped result in one folder.
 
-`python -m vilamp_lite.reproduce` runs them all; it is what `make run` calls.
+`vilamp reproduce` runs them from the command line; `make run` runs them all, by `python -m vilamp_lite.reproduce`.
 """
 
+import ast
 import base64
-import json
 import os
 import sys
 import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import nbformat
 import papermill
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
+import yaml
+from nbclient.exceptions import CellTimeoutError
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
-from rich.console import Console
-from rich.table import Table
 
+from vilamp_lite.metrics import recorded
 from vilamp_lite.progress import progress_bar
-from vilamp_lite.stamp import ROOT, make_stamp
+from vilamp_lite.stamp import ROOT, keep_result, make_stamp
 
-CELL_TIMEOUT = 600  # seconds; a stuck cell would otherwise wait for ever
+NOTEBOOKS = ROOT / "notebooks"
+TIME_LIMIT = 1800.0  # seconds of one notebook; a stuck cell would otherwise wait for ever
+RESULT = "result.json"
+_KERNEL_START = 300  # seconds; papermill's 60 are too few on a busy machine
+
+_TYPES = {kind.__name__: kind for kind in (bool, int, float, str, list, dict)}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A line of a notebook's `parameters` cell.
+
+    Attributes:
+        name: of the variable.
+        type: as annotated there, or else its default's.
+        default: the value in the notebook.
+        help: the comment behind it.
+    """
+
+    name: str
+    type: type
+    default: object
+    help: str
+
+    def check(self, value: object) -> object:
+        """Take a value of the parameter's type, or an integer where it is a float.
+
+        Raises:
+            ValueError: another type.
+        """
+        if self.type is float and type(value) is int:
+            return float(value)
+        if type(value) is not self.type:
+            raise ValueError(f"{self.name} must be {self.type.__name__}, got {type(value).__name__} {value!r}")
+        return value
+
+    def parse(self, text: str) -> object:
+        """Read a value from the command line: words as they are, anything else as in YAML.
+
+        Raises:
+            ValueError: another type.
+        """
+        if self.type is str:
+            return text
+        try:
+            # YAML would take 1e-3 for a word.
+            return self.check(self.type(text) if self.type in (int, float) else yaml.safe_load(text))
+        except (ValueError, yaml.YAMLError) as error:
+            raise ValueError(f"{self.name} must be {self.type.__name__}, got {text!r}") from error
 
 
 @dataclass(frozen=True)
@@ -33,58 +82,206 @@ class Run:
         notebook: its name without the ending.
         seconds: wall time.
         figures: files of the pictures it drew.
-        error: the failing cell's error in one line, or None.
-        folder: where everything was written.
+        metrics: what it recorded.
+        error: the failing cell and its error in one line, or None.
     """
 
     notebook: str
     seconds: float
     figures: list[str]
+    metrics: dict[str, float]
     error: str | None
-    folder: str
 
 
-def run_notebook(notebook: Path, out: Path, parameters: dict[str, object] | None = None) -> Run:
-    """Run one notebook; write the executed copy, its HTML, its figures and result.json to out/NAME.
-
-    A failing notebook leaves its partial copy, with the error in it, and does not raise.
+def find_notebook(name: str, folder: Path | None = None) -> Path:
+    """Find a notebook by the start of its name, such as "02", or by its path.
 
     Args:
-        notebook: the file to run; it is not changed.
-        out: the folder that gets a folder of the notebook's name.
-        parameters: values that replace those of the notebook's `parameters` cell.
+        name: of the notebook.
+        folder: what a path is relative to; the current one when left out.
 
     Raises:
-        ValueError: there is no such notebook.
+        ValueError: there is none, or there are several.
+    """
+    if name.endswith(".ipynb"):
+        found = [path for path in [(folder or Path()) / name] if path.is_file()]
+    else:
+        found = [path for path in all_notebooks() if path.stem.startswith(name)]
+    if len(found) != 1:
+        known = ", ".join(path.stem for path in found or all_notebooks())
+        raise ValueError(f"{name!r} must name one notebook, by a path to it or as the start of one of: {known}")
+    return found[0].resolve()
+
+
+def all_notebooks() -> list[Path]:
+    """The project's notebooks, in reading order.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if found := sorted(NOTEBOOKS.glob("[0-9]*.ipynb")):
+        return found
+    raise ValueError(f"there are no notebooks in {NOTEBOOKS}: run this in a copy of the repository")
+
+
+def parameters_of(notebook: Path) -> dict[str, Parameter]:
+    """List the parameters of a notebook, as papermill finds them.
+
+    Raises:
+        ValueError: there is no such notebook, or a default is not a plain literal.
     """
     if not notebook.is_file():
         raise ValueError(f"there is no notebook {notebook}")
-    folder = out / notebook.stem
-    folder.mkdir(parents=True, exist_ok=True)
-    executed = folder / notebook.name
-    start, error = time.perf_counter(), None
-    os.environ["VILAMP_HEADLESS"] = "1"  # for the notebook's kernel, which inherits it
     try:
-        papermill.execute_notebook(
-            notebook,
+        inspected = papermill.inspect_notebook(notebook)
+    except nbformat.reader.NotJSONError as error:
+        raise ValueError(f"{notebook} is not a notebook") from error
+    parameters = {}
+    for name, about in inspected.items():
+        try:
+            default = ast.literal_eval(about["default"])
+        except (ValueError, SyntaxError) as error:
+            raise ValueError(
+                f"{name} of {notebook.name} must have a plain literal as its default, got {about['default']}"
+            ) from error
+        kind = _TYPES.get(about["inferred_type_name"], type(default))
+        parameters[name] = Parameter(name, kind, default, about["help"])
+    return parameters
+
+
+def check_parameters(notebook: Path, values: Mapping[str, object]) -> dict[str, object]:
+    """Complete and check what a notebook is to run with.
+
+    Args:
+        notebook: the file.
+        values: of some of its parameters.
+
+    Returns:
+        All its parameters, in the notebook's order.
+
+    Raises:
+        ValueError: an unknown name, a wrong type, or as `parameters_of`.
+    """
+    known = parameters_of(notebook)
+    _require_known(notebook, known, values)
+    return {name: about.check(values[name]) if name in values else about.default for name, about in known.items()}
+
+
+def parse_parameters(notebook: Path, given: Sequence[tuple[str, str]]) -> dict[str, object]:
+    """Read a notebook's parameters from the command line.
+
+    Args:
+        notebook: the file.
+        given: names and values.
+
+    Raises:
+        ValueError: a name that is given twice or that is not the notebook's, or a wrong type.
+    """
+    texts = dict(given)
+    if len(texts) < len(given):
+        raise ValueError(f"a parameter is given twice: {', '.join(f'{name} {text}' for name, text in given)}")
+    known = parameters_of(notebook)
+    _require_known(notebook, known, texts)
+    return {name: known[name].parse(text) for name, text in texts.items()}
+
+
+def _require_known(notebook: Path, known: Mapping[str, Parameter], names: Iterable[str]) -> None:
+    if unknown := [name for name in names if name not in known]:
+        has = f"it has {', '.join(known)}" if known else "it has none"
+        raise ValueError(f"{notebook.name} has no parameter {', '.join(unknown)}; {has}")
+
+
+def run_notebook(
+    notebook: Path, folder: Path, parameters: Mapping[str, object] | None = None, time_limit: float = TIME_LIMIT
+) -> Run:
+    """Run one notebook; write the executed copy, its HTML, its figures and, last, result.json.
+
+    A failing notebook leaves its partial copy, with the error in it, and does not raise. Whoever finds a result.json
+    finds the rest complete.
+
+    Args:
+        notebook: the file to run, in its own folder; it is not changed.
+        folder: gets what is written.
+        parameters: values that replace those of the notebook's `parameters` cell.
+        time_limit: seconds for the whole notebook.
+
+    Raises:
+        ValueError: as `check_parameters`, or the time limit is not above 0.
+    """
+    if not time_limit > 0:
+        raise ValueError(f"the time limit must be above 0 seconds, got {time_limit:g}")
+    values = check_parameters(notebook, parameters or {})
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (folder / RESULT, *folder.glob("*.png")):
+        old.unlink(missing_ok=True)
+    executed = folder.resolve() / notebook.name
+    # For the notebook's kernel, which inherits them. Two torch threads on two busy cores are slower than one.
+    os.environ["VILAMP_HEADLESS"] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    start, metrics, failure = time.monotonic(), {}, None
+    try:
+        finished = papermill.execute_notebook(
+            notebook.resolve(),
             executed,
-            parameters=parameters or {},
+            parameters=dict(parameters or {}),
             kernel_name="python3",
-            cwd=notebook.parent,
-            execution_timeout=CELL_TIMEOUT,
+            # papermill's own `cwd` would move the whole process, which other threads share.
+            resources={"metadata": {"path": str(notebook.resolve().parent)}},
+            # nbclient's limit is for each cell: it gets what is left of the notebook's.
+            timeout_func=lambda _: max(start + time_limit - time.monotonic(), 0.1),
+            start_timeout=_KERNEL_START,
             progress_bar=False,
         )
-    except PapermillExecutionError as failure:
-        error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}"
-    except (CellTimeoutError, DeadKernelError) as failure:
-        error = f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
-    run = Run(notebook.stem, time.perf_counter() - start, _export(executed, folder), error, str(folder))
-    result = asdict(run) | make_stamp(parameters=_parameters(notebook, parameters or {}))
-    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+        metrics = recorded(finished)
+    except PapermillExecutionError as error:
+        failure = f"{_cell_reached(executed)}: {error.ename}: {error.evalue}"
+    except CellTimeoutError:
+        failure = f"{_cell_reached(executed)}: not finished after {time_limit:g} s"
+    except RuntimeError as error:  # the kernel died, or never started
+        failure = f"{_cell_reached(executed)}: {error}"
+    except ValueError as error:  # of `recorded`
+        failure = str(error)
+    seconds, failure = time.monotonic() - start, failure and " ".join(failure.split())
+    run = Run(notebook.stem, seconds, _export(executed), metrics, failure)
+    seeds = {name: value for name, value in values.items() if "seed" in name}
+    keep_result(folder / RESULT, asdict(run) | make_stamp(parameters=values, seeds=seeds))
     return run
 
 
-def _export(executed: Path, folder: Path) -> list[str]:
+def run_notebooks(
+    notebooks: Sequence[Path], out: Path, parameters: Mapping[str, object] | None = None, time_limit: float = TIME_LIMIT
+) -> Iterator[Run]:
+    """Run notebooks one after the other, each into out/NAME; the others still run when one fails.
+
+    Args:
+        notebooks: the files.
+        out: the folder that gets a folder of each notebook's name.
+        parameters: as in `run_notebook`; every notebook must have them.
+        time_limit: seconds for each notebook.
+
+    Raises:
+        ValueError: two notebooks of one name, or as `run_notebook`, before anything runs.
+    """
+    names = [notebook.stem for notebook in notebooks]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{', '.join(repeated)} would be written twice to {out}: name each notebook once")
+    for notebook in notebooks:
+        check_parameters(notebook, parameters or {})
+    with progress_bar(len(notebooks), "notebooks", "reproduce") as bar:
+        for notebook in notebooks:
+            bar.set_postfix_str(notebook.stem)
+            yield run_notebook(notebook, out / notebook.stem, parameters, time_limit)
+            bar.update()
+
+
+def _cell_reached(executed: Path) -> str:
+    """Name the last cell that was started, by its place in the file and its id."""
+    cells = [cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code"]
+    started = [n for n, cell in enumerate(cells, start=1) if cell.metadata.get("papermill", {}).get("start_time")]
+    return f"code cell {started[-1]} ({cells[started[-1] - 1].id})" if started else "before the first cell"
+
+
+def _export(executed: Path) -> list[str]:
     """Write the executed notebook as HTML, and its pictures as files named after their cells."""
     content = nbformat.read(executed, as_version=4)
     page, _ = HTMLExporter().from_notebook_node(content)
@@ -96,36 +293,12 @@ def _export(executed: Path, folder: Path) -> list[str]:
         ]
         for number, picture in enumerate(pictures, start=1):
             names.append(f"{cell.id}.png" if number == 1 else f"{cell.id}_{number}.png")
-            (folder / names[-1]).write_bytes(base64.b64decode(picture))
+            (executed.parent / names[-1]).write_bytes(base64.b64decode(picture))
     return names
 
 
-def _parameters(notebook: Path, given: dict[str, object]) -> dict[str, object]:
-    """Every parameter of a run: the notebook's own values, and those given."""
-    return {name: about["default"] for name, about in papermill.inspect_notebook(notebook).items()} | given
-
-
-def main() -> int:
-    """Run every notebook into runs/ and print a summary; 1 if one failed."""
-    out = ROOT / "runs"
-    notebooks = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-    start = time.perf_counter()
-    runs = []
-    with progress_bar(len(notebooks), "notebooks", "make run") as bar:
-        for path in notebooks:
-            bar.set_postfix_str(path.stem)
-            runs.append(run_notebook(path, out))
-            bar.update()
-    table = Table(title=f"{len(runs)} notebooks in {time.perf_counter() - start:.0f} s")
-    for column in ("notebook", "seconds", "figures", "result"):
-        table.add_column(column, justify="right" if column in ("seconds", "figures") else "left")
-    for run in runs:
-        table.add_row(run.notebook, f"{run.seconds:.0f}", str(len(run.figures)), run.error or "ok")
-    console = Console()
-    console.print(table)
-    console.print(f"Read {out}/NAME/NAME.html; the figures (PNG) and result.json lie beside it.", soft_wrap=True)
-    return int(any(run.error for run in runs))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    from vilamp_lite.cli import main
+
+    sys.argv.insert(1, "reproduce")
+    main()

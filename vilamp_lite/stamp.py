@@ -1,7 +1,9 @@
-"""What every stored result says about how it came about."""
+"""What every stored result says about how it came about, and storing it."""
 
+import json
 import os
 import platform
+import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -24,4 +26,23 @@ def make_stamp(**settings: Any) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in _PACKAGES},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "gpus": _gpus(),
     }
+
+
+def _gpus() -> list[str]:
+    """Name the machine's NVIDIA GPUs; asked of the driver, for torch takes seconds to load."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    listed = subprocess.run(
+        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=False
+    )
+    return listed.stdout.splitlines()
+
+
+def keep_result(file: Path, content: dict[str, Any]) -> None:
+    """Write a result as JSON, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    waiting = file.with_suffix(f".{os.getpid()}")
+    waiting.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    os.replace(waiting, file)

@@ -17,21 +17,19 @@ from vilamp_lite.encoders import usable_device
 from vilamp_lite.evaluation.results import (
     Prediction,
     generate_answer,
-    keep_result,
     kept_result,
     make_prediction,
     score,
     weights_fingerprint,
 )
 from vilamp_lite.evaluation.scoring import answers_match, option_matches
-from vilamp_lite.modeling import FrameProcessor, MixedPrecisionSequence, ViLaMPForConditionalGeneration
+from vilamp_lite.modeling import FRAMES_AT_ONCE, FrameProcessor, MixedPrecisionSequence, ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
 from vilamp_lite.progress import progress_bar
-from vilamp_lite.stamp import make_stamp
+from vilamp_lite.stamp import keep_result, make_stamp
 from vilamp_lite.video import frames_at, stream_frames
 
 _ANSWER_TOKENS = 32
-_FRAMES_AT_ONCE = 8  # as in `encode_video`
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,7 @@ class Splice:
         hay, needle = (stream_frames(path, fps=fps).num_frames for path in (case.haystack, case.needle))
         return cls(case.haystack, case.needle, fps, round(case.depth * hay), needle, hay + needle)
 
-    def batches(self, batch_size: int = _FRAMES_AT_ONCE) -> Iterator[np.ndarray]:
+    def batches(self, batch_size: int = FRAMES_AT_ONCE) -> Iterator[np.ndarray]:
         """Yield the frames in order, uint8 [B, H, W, 3]; haystack and needle never share a batch.
 
         Raises:
@@ -209,13 +207,12 @@ def encode_splice(
 
         for frames in watched():
             embeds.append(model.embed_frames(processor.selector_pixels(frames)).cpu())
-        keyframes = model.select(torch.cat(embeds), query_embed.cpu()).indices
-        read_ahead = {
-            frame: model.patch_features(processor.vision_pixels(splice.frame(frame)))[0]
-            for frame in model.early_references(splice.num_frames, keyframes)
-        }
-        patches = (model.patch_features(processor.vision_pixels(frames)) for frames in watched())
-        return model.mix_tokens(patches, splice.num_frames, keyframes, query_embed, read_ahead)
+        return model.distill(
+            torch.cat(embeds),
+            (model.patch_features(processor.vision_pixels(frames)) for frames in watched()),
+            lambda frame: model.patch_features(processor.vision_pixels(splice.frame(frame)))[0],
+            query_embed,
+        )
 
 
 def evaluate_cases(

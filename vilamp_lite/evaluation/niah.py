@@ -29,7 +29,6 @@ from vilamp_lite.encoders import usable_device
 from vilamp_lite.evaluation.results import (
     Prediction,
     generate_answer,
-    keep_result,
     kept_result,
     make_prediction,
     score,
@@ -42,7 +41,7 @@ from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGen
 from vilamp_lite.peers import PEERS, peer_tokens, sampled_frames
 from vilamp_lite.processing import ViLaMPProcessor
 from vilamp_lite.progress import progress_bar
-from vilamp_lite.stamp import make_stamp
+from vilamp_lite.stamp import keep_result, make_stamp
 from vilamp_lite.tinyworld.bank import encode_scenes
 from vilamp_lite.tinyworld.encoder import TinyWorldModel
 from vilamp_lite.tinyworld.haystack import Haystack, hide, pool_scenes

@@ -107,11 +107,3 @@ def kept_result(file: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     if other:
         raise ValueError(f"{file} is of another evaluation ({'; '.join(other)}); delete it, or choose another folder")
     return content
-
-
-def keep_result(file: Path, content: dict[str, Any]) -> None:
-    """Write a file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    waiting = file.with_suffix(f".{os.getpid()}")
-    waiting.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    os.replace(waiting, file)

@@ -1,0 +1,401 @@
+"""What a video costs: closed forms against torch's counter on the meta device, and against sums by hand."""
+
+import json
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Blip2VisionModel
+from transformers.initialization import no_init_weights
+from typer.testing import CliRunner
+
+from vilamp_lite.cli import app
+from vilamp_lite.configuration import QWEN2_7B, SIGLIP_SO400M, ViLaMPConfig
+from vilamp_lite.costs import (
+    GPUS,
+    MODELS,
+    PEERS,
+    Costs,
+    LanguageModel,
+    Transformer,
+    VisionTower,
+    Workload,
+    costs_by_frames,
+    count_flops,
+    model_costs,
+    peer_costs,
+    released_code_costs,
+    shares_of_peer,
+    vilamp_costs,
+)
+from vilamp_lite.modeling import ViLaMPForConditionalGeneration
+from vilamp_lite.plots import flops_by_frames, memory_by_frames
+
+TOLERANCE = 1e-3
+
+
+def assert_counted(config: ViLaMPConfig, workload: Workload, num_keyframes: int | None = None) -> None:
+    """Every stage's closed form is what torch's counter finds, linear products and attention each for itself."""
+    counted = count_flops(config, workload, num_keyframes)
+    costs = vilamp_costs(config, workload, num_keyframes)
+    assert [stage.name for stage in costs.stages] == list(counted)
+    for stage in costs.stages:
+        found = counted[stage.name]
+        for kind in ("linear", "square", "causal"):
+            # The query's attention is counted as a square only.
+            if (stage.name, kind) != ("selector", "causal"):
+                assert getattr(stage, kind) == pytest.approx(getattr(found, kind), rel=TOLERANCE), (stage.name, kind)
+
+
+# --- ViLaMP ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["paper", "released"])
+def test_the_formula_is_what_torch_counts_at_full_size(preset: str) -> None:
+    with no_init_weights():
+        assert_counted(getattr(ViLaMPConfig, preset)(), Workload(10_000))
+
+
+@pytest.mark.parametrize(
+    ("changes", "frames", "keyframes", "answer"),
+    [
+        ({}, 37, 3, 9),
+        ({"keyframe_pooling": "none", "connectors": "shared"}, 3, None, 1),
+        ({"merge_redundancy": "mapped", "video_newline": False}, 1, None, 2),
+        ({"merge_before_projection": False, "vision_config": {"model_type": "clip_vision_model"}}, 5, 5, 3),
+    ],
+)
+def test_the_formula_follows_every_choice(changes: dict, frames: int, keyframes: int | None, answer: int) -> None:
+    if "vision_config" in changes:
+        tiny = ViLaMPConfig.tiny().selector_config.vision_config.to_dict()
+        llama = ViLaMPConfig.tiny().text_config.to_dict() | {"model_type": "llama", "num_key_value_heads": 1}
+        changes = changes | {"vision_config": tiny, "text_config": llama}
+    assert_counted(ViLaMPConfig.tiny(**changes), Workload(frames, 7, answer), keyframes)
+
+
+@pytest.mark.parametrize("preset", ["paper", "released"])
+def test_weights_are_the_models(preset: str) -> None:
+    config = getattr(ViLaMPConfig, preset)()
+    with torch.device("meta"), no_init_weights():
+        model = ViLaMPForConditionalGeneration(config)
+    costs = vilamp_costs(config, Workload(8))
+    sizes = {name: sum(part.numel() for part in model.get_submodule(name).parameters()) for name in ("selector", "")}
+    assert costs.parameters == pytest.approx(sizes[""], rel=TOLERANCE)
+    # The selector stays in float32.
+    assert costs.weights == pytest.approx(2 * sizes[""] + 2 * sizes["selector"], rel=TOLERANCE)
+
+
+def test_known_figures_of_the_language_model() -> None:
+    """Qwen2-7B: 7.6156 billion parameters; 317.81 TFLOP for 16,240 tokens, 264.9 with attention counted causally."""
+    qwen = PEERS["videochat-flash"].language
+    linear, square, causal = qwen.prefill(16_240)
+    assert qwen.weights == pytest.approx(7.6156e9, rel=TOLERANCE)
+    assert linear + square == pytest.approx(317.81e12, rel=1e-4)
+    assert linear + causal == pytest.approx(264.9e12, rel=1e-3)
+    assert 2 * qwen.cache(1) == 57_344
+
+
+@settings(deadline=None, derandomize=True)
+@given(tokens=st.integers(1, 40), steps=st.integers(0, 12))
+def test_pairs_by_hand(tokens: int, steps: int) -> None:
+    body = Transformer(3, 8, 16, 4, 2, 2)
+    language = LanguageModel("small", body, 11)
+    per_pair = body.attention_flops(1)
+    _, square, causal = language.prefill(tokens)
+    assert square == per_pair * len([(i, j) for i in range(tokens) for j in range(tokens)])
+    assert causal == per_pair * len([(i, j) for i in range(tokens) for j in range(i + 1)])
+    linear, attention = language.decode(tokens, steps)
+    assert attention == per_pair * sum(tokens + step for step in range(1, steps + 1))
+    # What is decoded costs as much as if it had been read, but for the head, which each step needs.
+    read, _, longer = language.prefill(tokens + steps)
+    assert attention == longer - causal
+    assert linear == read - language.prefill(tokens)[0] + steps * 2 * 11 * 8
+
+
+def test_visual_tokens_are_the_configurations() -> None:
+    for name, frames in (("vilamp", 600), ("vilamp-released", 10_000), ("released-code", 10)):
+        assert model_costs(name, Workload(frames)).visual_tokens == ViLaMPConfig.paper().visual_tokens(frames)
+    assert model_costs("vilamp", Workload(600), 5).visual_tokens == 5 * 196 + 595 + 1
+
+
+# --- Memory ----------------------------------------------------------------------------------------------------------
+
+
+class Held(TorchDispatchMode):
+    """Adds up what tensors hold, from their making to their end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if torch.is_tensor(x)}
+        made = func(*args, **(kwargs or {}))
+        for storage in (x.untyped_storage() for x in tree_leaves(made) if torch.is_tensor(x)):
+            if storage._cdata not in given | self.known:
+                self.known.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._end, storage._cdata, storage.nbytes())
+        return made
+
+    def _end(self, storage: int, size: int) -> None:
+        self.known.discard(storage)
+        self.now -= size
+
+
+@torch.no_grad()
+def test_activations_are_what_tensors_hold_at_full_width() -> None:
+    """Of two layers each, since the peak lies in the last: shapes without numbers, and a kernel without L² scores."""
+    workload = Workload(8, prompt_tokens=4096, dtype="float32")
+    text = QWEN2_7B | {"num_hidden_layers": 2, "vocab_size": 100}
+    config = ViLaMPConfig.paper(text_config=text, vision_config=SIGLIP_SO400M | {"num_hidden_layers": 2})
+    costs = {stage.name: stage for stage in vilamp_costs(config, workload).stages}
+    with no_init_weights(), FakeTensorMode():
+        model = ViLaMPForConditionalGeneration(config).eval()
+        with Held() as seeing:
+            patches = model.patch_features(torch.empty(8, 3, 384, 384))
+        visual = config.visual_tokens(8)
+        tokens_made = 4 * visual * 3584
+        with Held() as prefill:
+            embeds = torch.empty(1, visual + 4096, 3584)
+            model.language_model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1)
+        assert patches.shape == (8, 729, 1152)
+    # The frames' pixels, read for the tower, are no activation of it.
+    pixels = 4 * 8 * 3 * 384**2
+    assert costs["vision tower"].activations - tokens_made == pytest.approx(seeing.peak - pixels, rel=0.02)
+    assert costs["prefill"].activations + costs["prefill"].cache - tokens_made == pytest.approx(prefill.peak, rel=0.02)
+
+
+def test_the_released_code_holds_six_tensors_at_once() -> None:
+    """292 GiB of them for 10,000 frames; streaming holds less than a hundredth of it."""
+    released = {stage.name: stage for stage in released_code_costs(Workload(10_000)).stages}["merging"]
+    others = 2 * 10_000 * 729 * (1152 + 512)
+    assert (released.activations - others) / 2**30 == pytest.approx(292, abs=0.5)
+    assert model_costs("vilamp-released", Workload(10_000)).peak_activations < released.activations / 100
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_more_frames_never_cost_less(model: str) -> None:
+    rows = costs_by_frames([model], [1, 2, 33, 500, 10_000])
+    for column in ("visual_tokens", "flops_square", "flops_causal", "memory", "seconds_to_first_token"):
+        values = [row[column] for row in rows]
+        assert values == sorted(values)
+    for row in rows:
+        assert row["prefill_causal"] < row["prefill_square"] <= row["flops_square"]
+        assert row["memory"] >= row["weights"] + row["activations"]
+
+
+# --- Peers -----------------------------------------------------------------------------------------------------------
+
+PLAIN = {"num_attention_heads": 16}
+TOWERS = {
+    # Transformers' own models of the peers' towers, and how many frames one input holds.
+    "llama-vid": (
+        {"model_type": "blip_2_vision_model", "num_hidden_layers": 40, "hidden_size": 1408, "image_size": 224}
+        | PLAIN
+        | {"intermediate_size": 6144, "patch_size": 14},
+        (3, 224, 224),
+    ),
+    "videochat-flash": (
+        {"model_type": "videomae", "num_hidden_layers": 24, "hidden_size": 1024, "intermediate_size": 4096}
+        | PLAIN
+        | {"image_size": 224, "patch_size": 16, "num_frames": 4, "tubelet_size": 1},
+        (4, 3, 224, 224),
+    ),
+    "longva": (
+        {"model_type": "clip_vision_model", "num_hidden_layers": 24, "hidden_size": 1024, "intermediate_size": 4096}
+        | PLAIN
+        | {"image_size": 336, "patch_size": 14},
+        (3, 336, 336),
+    ),
+    "longvu": (
+        {"model_type": "dinov2", "num_hidden_layers": 40, "hidden_size": 1536, "num_attention_heads": 24}
+        | {"image_size": 378, "patch_size": 14, "use_swiglu_ffn": True},
+        (3, 378, 378),
+    ),
+    "llava-video": (SIGLIP_SO400M | {"num_hidden_layers": 27}, (3, 384, 384)),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("peer", TOWERS)
+def test_a_peers_tower_is_what_torch_counts(peer: str) -> None:
+    description, pixels = TOWERS[peer]
+    tower: VisionTower = PEERS[peer].towers[-1]
+    with torch.device("meta"), no_init_weights():
+        config = AutoConfig.for_model(**description)
+        is_eva = config.model_type == "blip_2_vision_model"
+        model = (Blip2VisionModel(config) if is_eva else AutoModel.from_config(config)).eval()
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(2, *pixels))
+    linear, attention = tower.flops(2 * tower.frames)
+    assert attention == pytest.approx(counter.get_flop_counts()["Global"][torch.ops.aten.bmm], rel=TOLERANCE)
+    assert linear + attention == pytest.approx(counter.get_total_flops(), rel=TOLERANCE)
+    weights = sum(part.numel() for part in model.parameters())
+    assert tower.weights == pytest.approx(weights, rel=5e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("peer", ["llama-vid", "longva"])
+def test_a_peers_language_model_is_what_torch_counts(peer: str) -> None:
+    vicuna = {"model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008}
+    vicuna |= {"num_hidden_layers": 32, "num_attention_heads": 32, "tie_word_embeddings": False}
+    with torch.device("meta"), no_init_weights():
+        config = AutoConfig.for_model(**(vicuna if peer == "llama-vid" else QWEN2_7B))
+        model = AutoModelForCausalLM.from_config(config).eval()
+        embeds = torch.empty(1, 5000, config.hidden_size)
+        with FlopCounterMode(display=False) as counter:
+            model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1)
+    language = PEERS[peer].language
+    assert sum(language.prefill(5000)[:2]) == pytest.approx(counter.get_total_flops(), rel=TOLERANCE)
+    assert language.weights == pytest.approx(sum(part.numel() for part in model.parameters()), rel=TOLERANCE)
+
+
+def test_a_clip_is_padded_and_dropped_frames_are_not_read() -> None:
+    tower = PEERS["videochat-flash"].towers[0]
+    assert tower.flops(1) == tower.flops(4) != tower.flops(5)
+    assert peer_costs("longvu", Workload(10_000)).visual_tokens == 400 * 64
+
+
+# --- 18.4 % ----------------------------------------------------------------------------------------------------------
+
+
+def test_no_way_of_counting_gives_the_quoted_share() -> None:
+    """18.4 % of VideoChat-Flash's FLOPs at 8,192 frames (trust C): ninety countings, none gives it to three digits."""
+    rows = shares_of_peer()
+    assert len(rows) == 90
+    share = {(row["way"], row["tokens_per_keyframe"], row["attention"], row["scope"]): row["share"] for row in rows}
+    assert len(share) == 90
+    # The language model's prefill alone, worked out independently.
+    for tokens, attention, expected in ((196, "causal", 4.5), (729, "causal", 11.8), (196, "square", 3.2)):
+        assert 100 * share["paper", tokens, attention, "prefill"] == pytest.approx(expected, abs=0.05)
+    assert 100 * share["paper", 729, "square", "prefill"] == pytest.approx(9.4, abs=0.05)
+    # Without any attention it is the share of tokens.
+    tokens = ViLaMPConfig.paper().visual_tokens(8192) / (8192 * 16)
+    assert share["paper", 196, "none", "prefill"] == pytest.approx(tokens, rel=1e-2)
+    assert share["paper", 196, "causal", "all to the first token"] > 0.8
+    nearest = min(share, key=lambda way: abs(share[way] - 0.184))
+    assert nearest == ("released code", 729, "square", "prefill, connectors, merging, selector")
+    assert 0.001 < abs(share[nearest] - 0.184) < 0.005
+
+
+# --- Time and room ---------------------------------------------------------------------------------------------------
+
+
+def test_time_is_flops_over_the_stated_part_of_the_peak() -> None:
+    costs = model_costs("vilamp", Workload(1000, answer_tokens=11))
+    gpu = GPUS["h100-80gb"]
+    rows = {row["stage"]: row for row in costs.schedule(gpu, utilisation=0.5, decode_rate=40)}
+    assert rows["video decoding"]["seconds"] == 2 * 1000 / 40
+    stages = {stage.name: stage for stage in costs.stages}
+    assert rows["prefill"]["seconds"] == pytest.approx(stages["prefill"].flops("causal") / (0.5 * 989e12))
+    assert rows["selector"]["seconds"] == pytest.approx(stages["selector"].flops("causal") / (0.5 * 67e12))
+    # Ten tokens: each reads 7.07 billion weights (all but the embeddings) of two bytes, and the cache.
+    read = 10 * (2 * 7.07e9 + costs.kv_cache)
+    assert rows["decode"]["seconds"] == pytest.approx(read / (0.5 * 3.35e12), rel=2e-3)
+
+
+@pytest.mark.parametrize(("model", "fits"), [("vilamp", True), ("videochat-flash", False), ("released-code", False)])
+def test_what_fits_on_40_gb(model: str, fits: bool) -> None:
+    costs = model_costs(model, Workload(10_000))
+    rows = costs.schedule(GPUS["a100-40gb"])
+    assert all(row["fits"] for row in rows) == fits == (costs.peak_memory <= 40e9)
+    assert max(row["memory"] for row in rows) == costs.peak_memory
+
+
+# --- Refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_frames": 0}, "num_frames"),
+        ({"num_frames": 1, "prompt_tokens": -1}, "prompt_tokens"),
+        ({"num_frames": 1, "answer_tokens": 0}, "answer_tokens"),
+        ({"num_frames": 1, "dtype": "int4"}, "dtype"),
+    ],
+)
+def test_a_bad_workload_is_refused(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Workload(**fields)
+
+
+def test_what_is_not_counted_is_refused() -> None:
+    workload = Workload(4)
+    with pytest.raises(ValueError, match="keyframe_block"):
+        vilamp_costs(ViLaMPConfig.tiny(keyframe_block=True), workload)
+    with pytest.raises(ValueError, match="tinyworld"):
+        vilamp_costs(ViLaMPConfig.miniature(keyframe_block=False), workload)
+    with pytest.raises(ValueError, match="num_keyframes"):
+        vilamp_costs(ViLaMPConfig.paper(), workload, 5)
+    with pytest.raises(ValueError, match="no keyframes"):
+        model_costs("longva", workload, 3)
+    with pytest.raises(ValueError, match="utilisation"):
+        model_costs("vilamp", workload).schedule(GPUS["a100-40gb"], utilisation=1.5)
+    with pytest.raises(ValueError, match="attention"):
+        model_costs("vilamp", workload).flops("half")
+
+
+# --- Command and figures ---------------------------------------------------------------------------------------------
+
+
+def run(*arguments: str) -> dict[str, Any]:
+    result = CliRunner().invoke(app, ["costs", "--json", *arguments])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_the_command_prints_one_object() -> None:
+    result = run("--frames", "10000", "--gpu", "a100-80gb")
+    costs: Costs = model_costs("vilamp", Workload(10_000))
+    assert result["visual_tokens"] == 16_241
+    assert result["peak_memory"] == costs.peak_memory
+    assert (result["fits"], result["fits_context"]) == (True, True)
+    assert [stage["stage"] for stage in result["stages"]] == ["video decoding", *(stage.name for stage in costs.stages)]
+    assert result["seconds"] == pytest.approx(sum(stage["seconds"] for stage in result["stages"]))
+    assert not run("--keyframes", "200")["fits_context"]
+    assert not run("--model", "longva", "--frames", "5000")["fits"]
+    assert run("--model", "longvu")["fits_context"] is None
+
+
+def test_the_table_says_what_it_counts() -> None:
+    shown = CliRunner().invoke(app, ["costs", "--model", "released-code"])
+    assert shown.exit_code == 0
+    words = " ".join(shown.stdout.split())
+    for stage in model_costs("released-code", Workload(10_000)).stages:
+        assert f"{stage.name}: {stage.counts}" in words
+    assert "does NOT fit" in words
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--gpu", "tpu"), ("--model", "gpt"), ("--frames", "0"), ("--utilisation", "0"), ("--decode-rate", "-1")],
+)
+def test_the_command_refuses_in_one_line(arguments: tuple[str, str]) -> None:
+    refused = CliRunner().invoke(app, ["costs", *arguments])
+    assert refused.exit_code == 2
+    assert refused.stdout == ""
+    (line,) = refused.stderr.strip().splitlines()
+    assert line.startswith("vilamp: ")
+
+
+def test_figures_draw_the_rows() -> None:
+    rows = costs_by_frames(["vilamp", "longva"], [100, 2000, 10_000])
+    axis = memory_by_frames(rows, {"80 GB": 80e9}).axes[0]
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in axis.get_lines()}
+    assert drawn["ViLaMP"] == [[row["frames"], row["memory"] / 1e9] for row in rows[:3]]
+    assert drawn["LongVA"] == [[row["frames"], row["memory"] / 1e9] for row in rows[3:5]]  # its files end at 2,000
+    assert [80, 80] in [list(line.get_ydata()) for line in axis.get_lines()]
+    alone, everything = flops_by_frames(rows).axes
+    for panel, column in ((alone, "prefill_causal"), (everything, "flops_causal")):
+        drawn = {line.get_label(): line.get_ydata().tolist() for line in panel.get_lines()}
+        assert drawn["ViLaMP"] == [row[column] / 1e12 for row in rows[:3]]

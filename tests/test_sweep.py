@@ -1,0 +1,193 @@
+"""Sweeps: right tables, cells that are never lost or doubled, refusals before anything runs."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+from dask.distributed import LocalCluster
+from filelock import FileLock
+
+from vilamp_lite.plots import sweep_curves, sweep_heat_map
+from vilamp_lite.sweep import load_sweep, run_sweep
+
+PARAMETERS = """\
+a: int = 1  # a factor
+b: float = 0.5  # a summand
+seed: int = 0  # of nothing
+word: str = "x"  # a word
+log: str = "log.txt"  # gets a line at the start of each run
+pause: float = 0.0  # seconds of work
+"""
+WORK = """\
+import os, time
+from pathlib import Path
+from vilamp_lite.metrics import record
+with Path(log).open("a") as file:  # a line this short is appended whole
+    file.write(f"{a} {b} {os.getppid()}\\n")
+time.sleep(pause)
+assert a != 13, "thirteen"
+record(total=10 * a + b + 0.1 * seed, threads=int(os.environ["OMP_NUM_THREADS"]))
+"""
+
+
+@pytest.fixture
+def notebook(tmp_path: Path) -> Path:
+    cells = [nbformat.v4.new_code_cell(PARAMETERS), nbformat.v4.new_code_cell(WORK)]
+    cells[0].metadata["tags"] = ["parameters"]
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    path = tmp_path / "tiny.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    return path
+
+
+def write_sweep(notebook: Path, /, **fields: object) -> Path:
+    file = notebook.with_name("grid.yaml")
+    standard = {"notebook": notebook.name, "parameters": {"a": [1, 2]}, "metric": "total"}
+    file.write_text(yaml.safe_dump(standard | fields))
+    return file
+
+
+def wait_until(happened: Callable[[], bool], client: subprocess.Popen) -> None:
+    while not happened():
+        assert client.poll() is None, "the sweep came to its end too early"
+        time.sleep(0.05)
+
+
+def test_nothing_is_lost_or_doubled_when_a_worker_and_the_client_are_killed(notebook: Path, tmp_path: Path) -> None:
+    log, out = tmp_path / "log.txt", tmp_path / "out"
+    grid = {"a": [1, 2, 3, 4], "b": [0.25, 0.5, 0.75]}
+    file = write_sweep(notebook, parameters=grid, fixed={"log": str(log), "pause": 0.3})
+    command = [sys.executable, "-m", "vilamp_lite.cli", "sweep", str(file), "--out", str(out), "--workers", "2"]
+
+    def records() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in out.glob("cells/*/result.json")}
+
+    def starts() -> list[str]:
+        return log.read_text().splitlines() if log.exists() else []
+
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as client:
+        try:
+            wait_until(lambda: len(starts()) > len(records()) >= 1, client)
+            # A notebook's parent is the worker that runs it.
+            os.kill(int(starts()[-1].split()[2]), signal.SIGKILL)
+            before = len(records())
+            wait_until(lambda: len(records()) >= before + 3, client)
+        finally:
+            client.kill()
+    kept = records()
+    assert 0 < len(kept) < 12
+
+    finished = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    assert {path: when for path, when in records().items() if path in kept} == kept
+    assert len(records()) == 12
+    # One cell was lost with the worker, and with the client at most one for each worker.
+    assert 12 <= len(starts()) <= 12 + 1 + 2
+    table = pd.read_csv(out / "table.csv")
+    assert list(table[["a", "b", "total"]].itertuples(index=False, name=None)) == [
+        (a, b, 10 * a + b) for a in grid["a"] for b in grid["b"]
+    ]
+    assert [row["cell"] for row in json.loads(finished.stdout)["table"]] == list(table["cell"])
+    assert set(table["threads"]) == {1}
+    assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_grid_grows_and_its_failed_cells_are_run_again(notebook: Path, tmp_path: Path) -> None:
+    out, fixed = tmp_path / "out", {"log": str(tmp_path / "log.txt")}
+    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster:  # as a user's own
+
+        def run(*values: int) -> tuple[list[float], list[str], int]:
+            result = run_sweep(
+                load_sweep(write_sweep(notebook, parameters={"a": list(values)}, fixed=fixed)),
+                out,
+                scheduler=cluster.scheduler_address,
+            )
+            runs = len(Path(fixed["log"]).read_text().splitlines())
+            return list(result.table["total"]), list(result.failed.values()), runs
+
+        totals, failures, runs = run(13, 2)
+        assert (totals[1], runs) == (20.5, 2)
+        assert pd.isna(totals[0])
+        (failure,) = failures
+        assert "AssertionError: thirteen" in failure
+        totals, failures, runs = run(13, 2, 3)
+        assert totals[1:] == [20.5, 30.5]
+        assert runs == 4  # thirteen again, and three
+
+
+def test_a_second_sweep_waits_outside(notebook: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with FileLock(out / ".lock"), pytest.raises(ValueError, match="another sweep is at work"):
+        run_sweep(load_sweep(write_sweep(notebook)), out)
+
+
+def test_cells_are_known_by_their_code_and_parameters(notebook: Path) -> None:
+    def names(**fields: object) -> set[str]:
+        return set(load_sweep(write_sweep(notebook, **fields)).cells())
+
+    before = names()
+    assert len(before) == 2
+    assert names(parameters={"a": [2, 3]}) & before
+    assert names(fixed={"b": 0.5}) == before  # its default
+    assert not names(fixed={"b": 1}) & before
+    notebook.write_text(notebook.read_text().replace("10 * a", "11 * a"))
+    assert not names() & before
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"parameters": {"c": [1]}}, "tiny.ipynb has no parameter c; it has a, b, seed, word, log, pause"),
+        ({"parameters": {"a": [1, "two"]}}, "a must be int, got str 'two'"),
+        ({"parameters": {"a": [1, True]}}, "a must be int, got bool True"),
+        ({"parameters": {"a": [1, 2, 1]}}, "a of the grid has a value twice"),
+        ({"parameters": {"a": 1}}, "a of the grid must be a list"),
+        ({"parameters": {}}, "parameters is empty"),
+        ({"parameters": [1]}, "must be maps"),
+        ({"fixed": {"a": 1}}, "a cannot be in the grid and fixed"),
+        ({"fixed": {"word": 3}}, "word must be str, got int 3"),
+        ({"figure": {"y": "a"}}, "figure must be"),
+        ({"figure": {"x": "b"}}, "figure must be"),
+        ({"figure": {"x": "a", "hue": "a"}}, "figure must be"),
+        ({"notebook": "none.ipynb"}, "'none.ipynb' must name one notebook"),
+        ({"notebook": 98}, "'98' must name one notebook"),
+        ({"repeats": 3}, "has no use for repeats"),
+    ],
+)
+def test_a_bad_sweep_is_refused(notebook: Path, fields: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        load_sweep(write_sweep(notebook, **fields))
+
+
+def test_an_unknown_metric_ends_the_sweep(notebook: Path, tmp_path: Path) -> None:
+    file = write_sweep(notebook, parameters={"a": [1]}, fixed={"log": str(tmp_path / "log.txt")}, metric="sum")
+    for _ in range(2):  # the second time without running anything
+        with pytest.raises(ValueError, match="does not record the metric 'sum'; it records total, threads"):
+            run_sweep(load_sweep(file), tmp_path / "out", workers=1)
+    assert len((tmp_path / "log.txt").read_text().splitlines()) == 1
+
+
+def test_a_heat_map_shows_means() -> None:
+    table = pd.DataFrame({"a": [1, 1, 2, 2], "b": [5, 5, 5, 5], "seed": [0, 1, 0, 1], "total": [1.0, 2.0, 3.0, 5.0]})
+    figure = sweep_heat_map(table, "total", x="a", y="b")
+    axis = figure.axes[0]
+    assert axis.collections[0].get_array().ravel().tolist() == [1.5, 4.0]
+    assert axis.get_title() == "total, mean over seed"
+
+
+def test_curves_show_means_and_ranges() -> None:
+    table = pd.DataFrame({"a": [1, 2, 1, 2], "seed": [0, 0, 1, 1], "total": [1.0, 2.0, 3.0, 6.0]})
+    axis = sweep_curves(table, "total", x="a").axes[0]
+    assert axis.lines[0].get_ydata().tolist() == [2.0, 4.0]
+    heights = axis.collections[0].get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (1.0, 6.0)
