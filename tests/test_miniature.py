@@ -258,7 +258,9 @@ def video_of(model: ViLaMPForConditionalGeneration, kinds: str, seed: int = 0) -
     return MixedPrecisionSequence(tokens, torch.tensor([0]), torch.arange(len(kinds)), kind)
 
 
-def test_conversations_supervise_answers_and_early_answers(model: ViLaMPForConditionalGeneration, examples: Examples) -> None:
+def test_conversations_supervise_answers_and_early_answers(
+    model: ViLaMPForConditionalGeneration, examples: Examples
+) -> None:
     task = GroundingTask(model, examples)
     tokenizer, video = task.processor.tokenizer, model.config.video_token_id
     ids, labels = task.conversation(TURNS)
@@ -286,35 +288,30 @@ def test_the_loss_is_the_models_own(model: ViLaMPForConditionalGeneration, examp
     with torch.no_grad():
         direct = model(input_ids=ids, video_embeds=[video.embeds], labels=labels, logits_to_keep=0)
         loss, accuracy = task.answer_loss([conversation], [video])
-        _, _, targets = model.place_videos(ids, [video.embeds], labels=labels)
+        targets = model.place_videos(ids, [video.embeds], labels=labels).labels
         right = (direct.logits.argmax(-1)[0, :-1] == targets[0, 1:])[targets[0, 1:] != -100]
         torch.testing.assert_close(loss, direct.loss)
         assert accuracy == pytest.approx(float(right.float().mean()))
-        # Strides of 1 are what positions are without; others are something else.
+        # Seven tokens have a position each; other steps are something else.
         same, _ = task.answer_loss([conversation], [video], np.ones(1))
         torch.testing.assert_close(same, loss)
-        assert (task.answer_loss([conversation], [video], np.full(1, 5.0))[0] - loss).abs() > 1e-4
+        assert (task.answer_loss([conversation], [video], np.full(1, 0.2))[0] - loss).abs() > 1e-4
 
 
-def test_strides_move_positions_at_merged_tokens(
-    model: ViLaMPForConditionalGeneration, examples: Examples, monkeypatch: pytest.MonkeyPatch
+def test_the_mixed_stage_meets_videos_of_few_positions_and_of_many(
+    model: ViLaMPForConditionalGeneration, examples: Examples
 ) -> None:
-    task = AlignmentTask(model, examples)
-    conversations = [task.conversation(TURNS[:1]), task.conversation(TURNS)]
-    videos = [video_of(model, "mmkmm"), video_of(model, "km")]
-    read = {}
-    forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda **options: read.update(options) or forward(**options))
-    task.answer_loss(conversations, videos, np.array([0.5, 3.0]))
-    for row, (ids, _), video, stride in zip(read["position_ids"], conversations, videos, (0.5, 3.0), strict=True):
-        at = ids.index(model.config.video_token_id)
-        own = row[-(len(ids) - 1 + len(video.embeds)) :]
-        moves = own.diff().tolist()
-        expected = [1.0] * (len(own) - 1)
-        for place, kind in enumerate(video.kind_of_token.tolist()):
-            if kind == TokenKind.MERGED:
-                expected[at + place - 1] = stride
-        assert moves == expected
+    task, random = MixedTask(model, examples), np.random.default_rng(0)
+    videos = [video_of(model, "m" * count) for count in (16, 160, 1600) for _ in range(50)]
+    positions = (task._steps(random, videos) * [len(video.embeds) for video in videos]).reshape(3, 50)
+    assert positions[0] == pytest.approx(16)  # of so few tokens each has its own
+    assert positions.min() >= 16 - 1e-9
+    assert positions[1].max() <= 160
+    assert positions[2].max() <= 1600
+    asked = model.config.video_positions  # what a long video has later is well within what was met
+    assert all((row < asked / 2).any() and (row > asked * 2).any() for row in positions[1:])
+    unchanged = MixedTask(assemble(random_encoder(), 0, video_positions=None), examples)
+    assert (unchanged._steps(random, videos) == 1).all()
 
 
 def test_a_batchs_loss_is_its_rows(examples: Examples) -> None:
@@ -323,12 +320,10 @@ def test_a_batchs_loss_is_its_rows(examples: Examples) -> None:
     task = AlignmentTask(model, examples)
     conversations = [task.conversation(TURNS[:1]), task.conversation(TURNS), task.conversation(TURNS[1:])]
     videos = [video_of(model, kinds, seed) for seed, kinds in enumerate(("kkkkkmkmkmk", "km", "mmmkmm"))]
-    strides = np.array([0.5, 3.0, 1.5])
+    steps = np.array([0.5, 0.1, 1.0])
     with torch.no_grad():
-        together, accuracy = task.answer_loss(conversations, videos, strides)
-        rows = [
-            task.answer_loss(*([part[n]] for part in (conversations, videos)), strides[n : n + 1]) for n in range(3)
-        ]
+        together, accuracy = task.answer_loss(conversations, videos, steps)
+        rows = [task.answer_loss(*([part[n]] for part in (conversations, videos)), steps[n : n + 1]) for n in range(3)]
     counts = [sum(label != -100 for label in labels) for _, labels in conversations]
     assert float(together) == pytest.approx(np.mean([float(loss) for loss, _ in rows]), abs=1e-4)
     assert accuracy == pytest.approx(np.average([right for _, right in rows], weights=counts), abs=1e-5)
@@ -720,6 +715,7 @@ def test_studies_change_what_they_say(trained: Path, examples: Examples, monkeyp
         "released_reference": {"reference": "released"},
         "no_keyframe_block": {"keyframe_block": False},
         "no_attention_scaling": {"attention_log_base": None},
+        "no_position_interpolation": {"video_positions": None},
     }
     assert seen.keys() == STUDIES.keys()
     for study, (config, state) in seen.items():

@@ -96,7 +96,7 @@ def test_merge_goldens(path: Path, variant: str) -> None:
     output = model(input_ids=ids, video_embeds=[sequence.embeds], labels=labels, logits_to_keep=6)
     assert np.allclose(output.logits[0].detach(), case[f"logits_{variant}"], **close)
     assert abs(output.loss.item() - case[f"loss_{variant}"]) < 1e-4
-    _, _, placed = model.place_videos(ids, [sequence.embeds], labels=labels)
+    placed = model.place_videos(ids, [sequence.embeds], labels=labels).labels
     assert placed[0].tolist() == case["labels_out"].tolist()
     if variant == "official":
         output.loss.backward()
@@ -125,7 +125,7 @@ def test_official_tiny(suffix: str, variant: str) -> None:
         assert np.allclose(model.patch_features(vision[:1])[0], expected["patch_features_frame0"], **close)
         sequence = model.encode_frames(vision, clip, query[0])
         assert len(sequence.embeds) == case["visual_tokens"]
-        placed, _, _ = model.place_videos(ids, [sequence.embeds])
+        placed = model.place_videos(ids, [sequence.embeds]).inputs_embeds
         assert np.allclose(placed[0], expected[f"inputs_embeds{suffix}"], **close)
         inputs = {
             "input_ids": ids,

@@ -439,10 +439,10 @@ def test_attention_by_brute_force(miniature: Path) -> None:
         sequence = examiner.sequence(haystack, "dks", "dfm")
         embeds, _ = examiner.features.of(haystack.scenes)
         prompt = processor.prompts([haystack.question.text])
-        embeddings, mask, _ = model.place_videos(prompt["input_ids"], [sequence.embeds])
+        embeddings, mask, positions, _ = model.place_videos(prompt["input_ids"], [sequence.embeds])
         expected = model(**prompt, video_embeds=[sequence.embeds]).logits
         model.language_model.set_attn_implementation("eager")
-        output = model(inputs_embeds=embeddings, attention_mask=mask, output_attentions=True)
+        output = model(inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, output_attentions=True)
         torch.testing.assert_close(output.logits, expected, rtol=1e-4, atol=1e-4)  # the same model, another kernel
         start = prompt["input_ids"][0].tolist().index(model.config.video_token_id)
 

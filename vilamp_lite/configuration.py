@@ -111,6 +111,9 @@ class ViLaMPConfig(PreTrainedConfig):
             them. Not in the paper: a small language model binds things of one frame poorly without it.
         attention_log_base: scale the language model's attention logits by log L / log(this) at L tokens; None for the
             paper's model, which does not. It keeps a model that was trained on short videos sharp on long ones.
+        video_positions: the positions that a video takes at most: a longer one's tokens are spread evenly over so many
+            (position interpolation); None for the paper's model, in which each token takes one. Positions that a model
+            never met in training it reads poorly.
         fps: frames sampled per second of video.
         vision_feature_layer: which hidden state of the vision tower is used, −1 for the last one before any final norm.
         projector_hidden_act: activation between a connector's two layers.
@@ -148,6 +151,7 @@ class ViLaMPConfig(PreTrainedConfig):
     relevance_gate: bool = False
     keyframe_block: bool = False
     attention_log_base: int | None = None
+    video_positions: int | None = None
     fps: float = 1.0
     vision_feature_layer: int = -1
     projector_hidden_act: str = "gelu"
@@ -166,6 +170,8 @@ class ViLaMPConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is a cosine, from -1 to 1, got {value}")
         if self.attention_log_base is not None and positive_int("attention_log_base", self.attention_log_base) < 2:
             raise ValueError(f"attention_log_base must be at least 2, got {self.attention_log_base}")
+        if self.video_positions is not None:
+            positive_int("video_positions", self.video_positions)
         finite_number("redundancy_weight", self.redundancy_weight)
         finite_number("temperature", self.temperature, above=0)
         finite_number("fps", self.fps, above=0)
@@ -268,8 +274,8 @@ class ViLaMPConfig(PreTrainedConfig):
     def miniature(cls, **changes: Any) -> "ViLaMPConfig":
         """TinyWorld's model, which `vilamp train --preset miniature` trains: 16 patches, K = 4, 3 layers of width 128.
 
-        Against `paper()` it adds the keyframe block and the scaled attention logits, keeps all of a keyframe's patches,
-        starts the merge's temperature at 0.07, and has a Qwen3 for its language model.
+        Against `paper()` it adds the keyframe block, the scaled attention logits and the interpolated positions, keeps
+        all of a keyframe's patches, starts the merge's temperature at 0.07, and has a Qwen3 for its language model.
 
         Args:
             changes: fields to set otherwise.
@@ -294,6 +300,7 @@ class ViLaMPConfig(PreTrainedConfig):
             "keyframe_pooling": "none",
             "keyframe_block": True,
             "attention_log_base": 48,
+            "video_positions": 64,
         }
         return cls(**miniature | changes)
 
@@ -335,6 +342,10 @@ class ViLaMPConfig(PreTrainedConfig):
         if positive_int("num_keyframes", keyframes) > num_frames:
             raise ValueError(f"num_keyframes must be at most num_frames, got {keyframes} of {num_frames}")
         return self.tokens_per_keyframe * keyframes + num_frames - keyframes + int(self.video_newline)
+
+    def video_step(self, num_tokens: int) -> float:
+        """How far each of a video's tokens moves the position: 1, or less in one of more than `video_positions`."""
+        return 1.0 if self.video_positions is None else min(1.0, self.video_positions / num_tokens)
 
     def require_room(self, num_frames: int, prompt_tokens: int = 0, new_tokens: int = 0) -> None:
         """Refuse a sequence longer than the language model's context, before anything is decoded.

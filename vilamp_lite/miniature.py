@@ -42,7 +42,7 @@ from vilamp_lite.training import Stage, Task, make_accelerator, read_curve, run_
 CONTRASTIVE = Stage("contrastive", steps=1500, batch_size=128, learning_rate=1e-3)
 ALIGNMENT = Stage("alignment", steps=1200, batch_size=32, learning_rate=2e-3)
 GROUNDING = Stage("grounding", steps=500, batch_size=64, learning_rate=2e-3)
-MIXED = Stage("mixed", steps=1000, batch_size=24, learning_rate=8e-4)
+MIXED = Stage("mixed", steps=1300, batch_size=24, learning_rate=8e-4)
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ STUDIES = {
     "no_attention_scaling": Study(
         "what does sharper attention at length add?", {"attention_log_base": None}, shared=("contrastive",)
     ),
+    "no_position_interpolation": Study("what do interpolated positions add?", {"video_positions": None}),
     "no_grounding": Study("what do the merge's labels add?", grounding=False),
     **{f"peer_{peer}": Study(f"how good is {peer} with as many tokens?", peer=peer) for peer in PEERS},
 }

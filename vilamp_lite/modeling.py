@@ -11,11 +11,11 @@ The model has no algorithm of its own: selection is in `keyframes.py`, merging i
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum, auto
 from os import PathLike
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -106,6 +106,22 @@ class ViLaMPOutput(ModelOutput):
     past_key_values: Any = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class PlacedPrompts(NamedTuple):
+    """Prompts with their videos in place, padded on the left.
+
+    Attributes:
+        inputs_embeds: [B, S, D].
+        attention_mask: [B, S], 0 for padding.
+        position_ids: [B, S], 0 for padding; whole numbers if every token takes one position.
+        labels: [B, S], or None.
+    """
+
+    inputs_embeds: torch.Tensor
+    attention_mask: torch.Tensor
+    position_ids: torch.Tensor
+    labels: torch.Tensor | None
 
 
 class _Run(Enum):
@@ -272,6 +288,10 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         ]
         if config.attention_log_base and not self._attention_scales:
             raise ValueError(f"attention_log_base can't be used with a {config.text_config.model_type}")
+        if config.video_positions and getattr(config.text_config, "rope_parameters", None) is None:
+            raise ValueError(
+                f"video_positions can't be used with a {config.text_config.model_type}: it rotates nothing"
+            )
         self.post_init()
 
     @property
@@ -613,7 +633,8 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         video_embeds: list[torch.Tensor],
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        video_steps: Sequence[float] | None = None,
+    ) -> PlacedPrompts:
         """Put each video's tokens in the place of its prompt's video token, and pad on the left.
 
         Args:
@@ -621,9 +642,7 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
             video_embeds: B tensors [T, D].
             attention_mask: [B, L], 0 for padding on either side.
             labels: [B, L]; the video's tokens get −100.
-
-        Returns:
-            inputs_embeds [B, S, D], attention_mask [B, S] and labels [B, S] (None without labels).
+            video_steps: B, how far each token of a video moves the position; `config.video_step` when left out.
 
         Raises:
             ValueError: a row without a video token or with several, another number of videos than rows, inputs of
@@ -641,7 +660,9 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         for video in video_embeds:
             if not torch.is_tensor(video) or video.shape[1:] != shape or video.ndim != 2:
                 raise ValueError(f"video_embeds must be tensors [T, {shape[0]}], got {describe(video)}")
-        rows, targets = [], []
+        if video_steps is None and self.config.video_positions is not None:
+            video_steps = [self.config.video_step(len(video)) for video in video_embeds]
+        rows, positions, targets = [], [], []
         for row, (ids, mask, video) in enumerate(zip(input_ids, attention_mask, video_embeds, strict=True)):
             ids = ids[mask.bool()]
             at = (ids == self.config.video_token_id).nonzero()[:, 0].tolist()
@@ -652,6 +673,11 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
             before, after = ids[: at[0]], ids[at[0] + 1 :]
             video = video.to(embed.weight)
             rows.append(torch.cat([embed(before), video, embed(after)]))
+            moves = torch.ones(len(rows[-1]), dtype=torch.long, device=self.device)
+            if video_steps is not None:
+                moves = moves.float()
+                moves[at[0] : at[0] + len(video)] = video_steps[row]
+            positions.append(moves.cumsum(0) - moves[0])
             if labels is not None:
                 own = labels[row].to(self.device)[mask.bool()]
                 ignored = own.new_full((len(video),), _IGNORED)
@@ -663,7 +689,8 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
                 "frames, choose fewer keyframes, or shorten the prompt"
             )
         mask = [torch.ones(len(row), dtype=torch.long, device=self.device) for row in rows]
-        return _pad_left(rows, 0), _pad_left(mask, 0), _pad_left(targets, _IGNORED) if targets else None
+        targets = _pad_left(targets, _IGNORED) if targets else None
+        return PlacedPrompts(_pad_left(rows, 0), _pad_left(mask, 0), _pad_left(positions, 0), targets)
 
     @can_return_tuple
     def forward(
@@ -699,7 +726,7 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
             video_num_frames: [B], frames of each video; left out for one video.
             video_embeds: B tensors [T, D] in place of pixels, such as `encode_video` makes.
             inputs_embeds: [B, S, D] in place of all of the above.
-            position_ids: [B, S]; counted from the attention mask when left out.
+            position_ids: [B, S]; when left out counted from the attention mask, a video's as configured.
             past_key_values: the language model's cache.
             use_cache: whether to return one.
             logits_to_keep: how many last positions get logits; 0 for all (at 10,000 frames, 16,241 × vocabulary).
@@ -713,7 +740,7 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         if not isinstance(logits_to_keep, int) or logits_to_keep < 0:
             raise ValueError(f"logits_to_keep must be a number of positions, 0 for all, got {describe(logits_to_keep)}")
         if inputs_embeds is None:
-            inputs_embeds, attention_mask, labels = self._read(
+            inputs_embeds, attention_mask, positions, labels = self._read(
                 input_ids,
                 attention_mask,
                 labels,
@@ -724,6 +751,7 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
                 query_attention_mask=query_attention_mask,
                 video_num_frames=video_num_frames,
             )
+            position_ids = positions if position_ids is None else position_ids
         length = inputs_embeds.shape[1]
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)[:, -length:]
@@ -786,8 +814,10 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         if options.get("use_cache") is False:
             raise ValueError("generate reads a video once and keeps it in the cache: leave out use_cache=False")
         inputs = {name: options.pop(name, None) for name in ("attention_mask", *_VIDEO_INPUTS)}
-        inputs_embeds, attention_mask, _ = self._read(input_ids, labels=None, **inputs)
-        return super().generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **options)
+        inputs_embeds, attention_mask, position_ids, _ = self._read(input_ids, labels=None, **inputs)
+        return super().generate(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, **options
+        )
 
     def adjust_generation_fn(self, *args: Any, **options: Any) -> None:
         """Load the generation settings that were saved; without any, take the language model's, not ViLaMP's."""
@@ -804,8 +834,8 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         video_embeds: list[torch.Tensor] | None,
         pixel_values_videos: torch.Tensor | None,
         **pixel_inputs: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Turn prompts into embeddings, mask and labels, with their videos in place, if there are any."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Turn prompts into what `PlacedPrompts` lists, with their videos in place, if there are any."""
         if pixel_values_videos is not None:
             if video_embeds is not None:
                 raise ValueError("pass videos as pixel_values_videos or as video_embeds, not as both")
@@ -814,7 +844,7 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
             return self.place_videos(input_ids, video_embeds, attention_mask, labels)
         if (input_ids == self.config.video_token_id).any():
             raise ValueError("input_ids hold a video token, but no video came with them")
-        return self.get_input_embeddings()(input_ids.to(self.device)), attention_mask, labels
+        return self.get_input_embeddings()(input_ids.to(self.device)), attention_mask, None, labels
 
 
 def _onto(pixels: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:

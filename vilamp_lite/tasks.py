@@ -13,7 +13,7 @@ from transformers import SiglipImageProcessorPil
 from vilamp_lite.ablation import choose_keyframes, mixed_tokens
 from vilamp_lite.keyframes import uniform_keyframes
 from vilamp_lite.merging import QFormerMerger
-from vilamp_lite.modeling import MixedPrecisionSequence, TokenKind, ViLaMPForConditionalGeneration
+from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
 from vilamp_lite.peers import PEERS, peer_tokens, sampled_frames
 from vilamp_lite.processing import ViLaMPProcessor
 from vilamp_lite.tinyworld.bank import SceneBank, tinyworld_pixels
@@ -300,35 +300,30 @@ class MiniatureTask(Task):
         self,
         conversations: Sequence[tuple[list[int], list[int]]],
         videos: Sequence[MixedPrecisionSequence],
-        strides: np.ndarray | None = None,
+        steps: np.ndarray | None = None,
     ) -> tuple[torch.Tensor, float]:
         """The language model's loss on the answers, and the share of supervised tokens that it gets right.
 
         Args:
             conversations: B, as `conversation` makes them.
             videos: B.
-            strides: [B], how far a merged token moves the position; 1 when left out.
+            steps: [B], how far each token of a video moves the position; as configured when left out.
         """
         pad = nn.utils.rnn.pad_sequence
         ids = pad([torch.tensor(ids) for ids, _ in conversations], batch_first=True)
         mask = pad([torch.ones(len(ids), dtype=torch.long) for ids, _ in conversations], batch_first=True)
         labels = pad([torch.tensor(labels) for _, labels in conversations], batch_first=True, padding_value=_IGNORED)
-        embeds, mask, labels = self.model.place_videos(ids, [video.embeds for video in videos], mask, labels)
-        position_ids = None
-        if strides is not None:
-            rows = []
-            for (ids, _), video, stride in zip(conversations, videos, strides, strict=True):
-                moves = torch.ones(len(ids) - 1 + len(video.embeds))
-                at = ids.index(self.model.config.video_token_id)
-                moves[at : at + len(video.embeds)][video.kind_of_token == TokenKind.MERGED] = float(stride)
-                rows.append(moves.cumsum(0))
-            position_ids = pad(rows, batch_first=True, padding_side="left").to(embeds.device)
+        placed = self.model.place_videos(ids, [video.embeds for video in videos], mask, labels, steps)
         # Everything supervised stands after the video, at the end.
         tail = max(len(ids) - ids.index(self.model.config.video_token_id) for ids, _ in conversations)
         output = self.model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, logits_to_keep=tail, use_cache=False
+            inputs_embeds=placed.inputs_embeds,
+            attention_mask=placed.attention_mask,
+            position_ids=placed.position_ids,
+            logits_to_keep=tail,
+            use_cache=False,
         )
-        logits, targets = output.logits[:, :-1], labels[:, labels.shape[1] - tail + 1 :]
+        logits, targets = output.logits[:, :-1], placed.labels[:, placed.labels.shape[1] - tail + 1 :]
         losses = F.cross_entropy(logits.transpose(1, 2).float(), targets, ignore_index=_IGNORED, reduction="none")
         supervised = targets != _IGNORED
         loss = (losses.sum(dim=1) / supervised.sum(dim=1)).mean()  # every conversation counts alike, however long
@@ -369,7 +364,7 @@ class AlignmentTask(MiniatureTask):
         conversations, videos, naming = self.draw(
             random, batch_size, progress, others=others, keyframes_only=keyframes_only
         )
-        loss, accuracy = self.answer_loss(conversations, videos)
+        loss, accuracy = self.answer_loss(conversations, videos, np.ones(len(videos)))
         return loss + self.naming_weight * naming, accuracy
 
     def draw(
@@ -578,6 +573,7 @@ VARIANTS = (
 )
 # The harder a family is to learn, the more often it is asked.
 FAMILY_SHARES = {"attribute": 0.1, "companion": 0.15, "roll call": 0.25, "two needles": 0.2, "two companions": 0.3}
+FEWEST_POSITIONS = 16  # of a video; that many tokens or fewer have one each
 # From which share of the steps on sequences have how many tokens; a step has about the same number of tokens all along,
 # so short ones ask more questions: what is learned from them holds at length.
 LENGTHS = ((0.0, 256), (0.35, 512), (0.6, 1024), (0.8, 2048))
@@ -616,9 +612,15 @@ class MixedTask(MiniatureTask):
         else:
             drop = kind < self.alignment_share + self.drop_share
             conversations, videos, naming = *self._draw(random, batch_size if drop else fitting, length, drop), 0.0
-        strides = np.exp(random.uniform(np.log(1 / 8), np.log(6), len(videos)))
-        loss, accuracy = self.answer_loss(conversations, videos, strides)
+        loss, accuracy = self.answer_loss(conversations, videos, self._steps(random, videos))
         return loss + self.alignment.naming_weight * naming, accuracy
+
+    def _steps(self, random: np.random.Generator, videos: Sequence[MixedPrecisionSequence]) -> np.ndarray:
+        """How far each video's tokens move the position: between few positions for the whole video and one for each."""
+        if self.model.config.video_positions is None:
+            return np.ones(len(videos))
+        tokens = np.array([len(video.embeds) for video in videos])
+        return np.exp(random.uniform(np.log(np.minimum(FEWEST_POSITIONS / tokens, 1)), 0))
 
     def _draw(
         self, random: np.random.Generator, count: int, length: int, drop: bool

@@ -1,4 +1,4 @@
-"""What the miniature adds to the paper's model: the keyframe block, and sharper attention over more tokens."""
+"""What the miniature adds to the paper's model: keyframe block, sharper attention at length, interpolated positions."""
 
 import math
 
@@ -160,18 +160,79 @@ def test_generation_scales_by_the_tokens_so_far() -> None:
     assert factors == pytest.approx([math.log(length) / math.log(16) for length in lengths])
 
 
+# --- Interpolated positions ------------------------------------------------------------------------------------------
+
+
+def videos(*lengths: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(length, 32, generator=generator) for length in lengths]
+
+
+IDS = torch.tensor([[5, 6, -200, 7, 8, 9]] * 2)
+
+
+def test_a_long_video_is_spread_evenly_over_its_positions() -> None:
+    model = tiny_model(video_positions=4)
+    placed = model.place_videos(IDS, videos(8, 3))
+    # Two words; the video, each token half a position further, or a whole one; three words.
+    long = [0, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8]
+    short = [0] * 5 + [0, 1, 2, 3, 4, 5, 6, 7]
+    assert placed.position_ids.tolist() == [long, short]
+    steps = model.place_videos(IDS, videos(8, 3), video_steps=[1, 0.25]).position_ids
+    assert steps.tolist() == [list(range(13)), [0] * 5 + [0, 1, 1.25, 1.5, 1.75, 2.75, 3.75, 4.75]]
+
+
+def test_without_them_each_token_takes_a_position() -> None:
+    placed = tiny_model().place_videos(IDS, videos(8, 3))
+    assert placed.position_ids.dtype == torch.long  # some language models look positions up
+    assert placed.position_ids.tolist() == [list(range(13)), [0] * 5 + list(range(8))]
+
+
+@torch.no_grad()
+def test_the_language_model_reads_at_these_positions() -> None:
+    """As the same model without interpolation does, when it is told the positions."""
+    model, plain = tiny_model(video_positions=4), tiny_model()
+    plain.load_state_dict(model.state_dict())
+    video = videos(8)
+    placed = model.place_videos(IDS[:1], video)
+    told = {name: getattr(placed, name) for name in ("inputs_embeds", "attention_mask", "position_ids")}
+    expected = plain(**told, logits_to_keep=0).logits
+    torch.testing.assert_close(model(input_ids=IDS[:1], video_embeds=video, logits_to_keep=0).logits, expected)
+    without = plain(input_ids=IDS[:1], video_embeds=video, logits_to_keep=0).logits
+    assert (without - expected).abs().max() > 1e-4
+    # A video of four tokens has four positions in both.
+    short = videos(4)
+    same = [one(input_ids=IDS[:1], video_embeds=short).logits for one in (model, plain)]
+    torch.testing.assert_close(*same)
+
+
+@torch.no_grad()
+def test_generation_goes_on_from_the_last_position() -> None:
+    """Each word's logits are those of reading everything before it at once."""
+    model = tiny_model(video_positions=4)
+    generated = model.generate(
+        input_ids=IDS, video_embeds=videos(8, 3), max_new_tokens=4, do_sample=False, eos_token_id=None,
+        output_logits=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    for row, video in enumerate(videos(8, 3)):
+        whole = torch.cat([IDS[row], generated.sequences[row]])[None]
+        read = model(input_ids=whole, video_embeds=[video], logits_to_keep=5).logits[0, :-1]
+        torch.testing.assert_close(torch.stack([step[row] for step in generated.logits]), read, rtol=0, atol=1e-5)
+
+
 # --- Configuration ---------------------------------------------------------------------------------------------------
 
 
 def test_the_fields_are_saved(tmp_path) -> None:
-    config = ViLaMPConfig.tiny(keyframe_block=True, attention_log_base=37)
+    config = ViLaMPConfig.tiny(keyframe_block=True, attention_log_base=37, video_positions=99)
     config.save_pretrained(tmp_path)
     for loaded in (ViLaMPConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
-        assert (loaded.keyframe_block, loaded.attention_log_base) == (True, 37)
+        assert (loaded.keyframe_block, loaded.attention_log_base, loaded.video_positions) == (True, 37, 99)
     for preset in (ViLaMPConfig.paper(), ViLaMPConfig.released(), ViLaMPConfig.tiny()):
-        assert (preset.keyframe_block, preset.attention_log_base) == (False, None)
+        assert (preset.keyframe_block, preset.attention_log_base, preset.video_positions) == (False, None, None)
     assert ViLaMPConfig.miniature().keyframe_block
     assert ViLaMPConfig.miniature().attention_log_base == 48
+    assert ViLaMPConfig.miniature().video_positions == 64
 
 
 @pytest.mark.parametrize(
@@ -184,6 +245,8 @@ def test_the_fields_are_saved(tmp_path) -> None:
         ({"attention_log_base": 0}, "attention_log_base must be an integer of at least 1"),
         ({"attention_log_base": 48.0}, "attention_log_base must be an integer"),
         ({"attention_log_base": True}, "attention_log_base must be an integer"),
+        ({"video_positions": 0}, "video_positions must be an integer of at least 1"),
+        ({"video_positions": 64.0}, "video_positions must be an integer"),
     ],
     ids=str,
 )
@@ -192,8 +255,10 @@ def test_bad_values_are_refused(changes: dict, message: str) -> None:
         ViLaMPConfig.tiny(**changes)
 
 
-def test_a_language_model_without_a_scale_is_refused() -> None:
+def test_a_language_model_without_scale_or_rotation_is_refused() -> None:
     bloom = {"model_type": "bloom", "hidden_size": 16, "n_layer": 1, "n_head": 2, "vocab_size": 260}
     with pytest.raises(ValueError, match="attention_log_base can't be used with a bloom"):
         tiny_model(text_config=bloom, attention_log_base=48)
+    with pytest.raises(ValueError, match="video_positions can't be used with a bloom"):
+        tiny_model(text_config=bloom, video_positions=64)
     tiny_model(text_config=bloom)
