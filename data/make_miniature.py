@@ -132,10 +132,12 @@ among them.
 - **Labels.** Stage 1 and the alignment learn what each patch shows, the alignment also what is beside a thing in
   frames of two, the grounding where the thing asked for is. The renderer knows; the paper's training has no such
   labels.
-- **Early answers.** In the alignment the end of a question is trained to name the answer already.
+- **Early answers.** The end of a question is trained to name the answer already, in alignment and mixed stage.
 - **A keyframe block**: one layer of attention among a keyframe's {config.num_patches} patches before the language
   model.
 - **Attention scaled with length**: logits times log L / log {config.attention_log_base}.
+- **Interpolated positions**: a video takes at most {config.video_positions} positions; the mixed stage meets other
+  numbers, too.
 - All of a keyframe's patches are kept (the paper pools 729 to 196), K = {config.max_keyframes}, and the merge's
   temperature starts at {config.temperature}.
 - Encoder and language model are trained here: no SigLIP, CLIP or Qwen2 weights.
