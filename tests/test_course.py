@@ -114,6 +114,19 @@ def test_a_mutation_that_does_not_apply_is_refused(change: dict[str, object]) ->
         make_course.mutate(source, make_course.Mutation(**good | change))
 
 
+@pytest.mark.parametrize(
+    ("scores", "seconds", "fault"),
+    [
+        ({"walk-test": 3}, 119, ""),
+        ({"walk-test": 0}, 10, "walk-test: 0 not 3"),
+        ({}, 10, "walk-test: None not 3"),
+        ({"walk-test": 3}, 121, "121 seconds, over 120"),
+    ],
+)
+def test_wrong_points_and_slow_grading_are_faults(scores: dict[str, float], seconds: float, fault: str) -> None:
+    assert make_course.Outcome("a", "solution", scores, {"walk-test": 3}, seconds).fault == fault
+
+
 def test_students_get_no_hidden_tests_back() -> None:
     """A submission is the release version with answers: nothing else of the source comes with it."""
     source = make_course.read_source("01_frame_embedding")

@@ -2,6 +2,7 @@
 
 For every assignment of source/ nbgrader makes the release version. Then it grades, as if students had handed them in,
 the solution (full marks), the blank release (zero) and every wrong submission of mutations/, which loses what it says.
+None may take over two minutes of CPU time.
 """
 
 import argparse
@@ -9,7 +10,6 @@ import copy
 import os
 import shutil
 import sys
-import time
 import tomllib
 import warnings
 from collections.abc import Iterator
@@ -27,6 +27,7 @@ from vilamp_lite.progress import progress_bar
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parents[1] / "runs" / "course"
 MARKERS = ("BEGIN SOLUTION", "BEGIN HIDDEN TESTS")
+LIMIT = 120  # seconds of CPU time that grading one submission may take
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Outcome:
         student: "solution", "blank" or the mutation's name.
         scores: points, by grade id, of the tests; of a blank release also of the written answers.
         expected: the points there should be.
-        seconds: wall time of the grading.
+        seconds: CPU time of the grading, kernel included: a busy machine makes no difference to it.
     """
 
     assignment: str
@@ -131,9 +132,11 @@ class Outcome:
 
     @property
     def fault(self) -> str:
-        """What differs from what was expected, test by test; empty if nothing does."""
+        """What differs from what was expected, test by test, and whether it took too long; empty if nothing does."""
         found = {test: self.scores.get(test) for test in self.expected}
         wrong = [f"{test}: {found[test]} not {want}" for test, want in self.expected.items() if found[test] != want]
+        if self.seconds > LIMIT:
+            wrong.append(f"{self.seconds:.0f} seconds, over {LIMIT}")
         return ", ".join(wrong)
 
 
@@ -184,6 +187,11 @@ def grade(api, name: str, student: str, submission: NotebookNode, out: Path) -> 
         return {grade.name: grade.auto_score for grade in notebook.grades}
 
 
+def cpu_seconds() -> float:
+    """CPU time of this process and of those it started that have ended."""
+    return sum(os.times()[:4])
+
+
 def check_assignment(api, name: str, out: Path) -> Iterator[Outcome]:
     """Make the release version, then grade the solution, the blank release and every mutation."""
     source, release = read_source(name), make_release(api, name, out)
@@ -196,13 +204,13 @@ def check_assignment(api, name: str, out: Path) -> Iterator[Outcome]:
         expected = {test: most - mutation.loses.get(test, 0) for test, most in points.items()}
         submissions.append((mutation.name, hand_in(release, mutate(source, mutation)), expected))
     for student, submission, expected in submissions:
-        start = time.perf_counter()
+        start = cpu_seconds()
         scores = grade(api, name, student, submission, out)
-        yield Outcome(name, student, scores, expected, time.perf_counter() - start)
+        yield Outcome(name, student, scores, expected, cpu_seconds() - start)
 
 
 def main() -> int:
-    """Check the assignments and print a table; 1 if a submission got other points than it should."""
+    """Check the assignments and print a table; 1 if a submission got other points than it should, or took too long."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("assignments", nargs="*", help="names, as in source/; all of them when left out")
     parser.add_argument("--out", type=Path, default=OUT, help="course folder; it is made anew")
