@@ -43,7 +43,7 @@ course: $(STAMP)  ## the graded course: release version in runs/course, grading 
 book: $(STAMP)  ## the notebooks as stored, glossary, help and API reference as a site: runs/book/_build/html/index.html
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[book]"
 	rm -rf runs/book book/modules
-	$(BIN)/sphinx-apidoc --quiet --separate --no-toc --templatedir book/templates --output-dir book/modules vilamp_lite
+	$(BIN)/sphinx-apidoc -q --separate --no-toc --templatedir book/templates --output-dir book/modules vilamp_lite
 	$(BIN)/jupyter-book build . --quiet --config book/_config.yml --toc book/_toc.yml --path-output runs/book
 
 lint: $(STAMP)
