@@ -38,10 +38,14 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _there_is_a_book() -> None:
+    assert (BOOK / "index.html").exists(), "there is no book: run `make book` first"
+
+
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """The book, served on this machine."""
-    assert (BOOK / "index.html").exists(), "there is no book: run `make book` first"
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=BOOK))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -112,5 +116,6 @@ def test_it_opens_without_a_server(browser: Chrome) -> None:
     complaints, asked = read_log(browser)
     assert not complaints
     assert not foreign(asked, BOOK.as_uri())
+    assert seen["links"]
     assert not seen["missing"]
     assert not seen["unset"]
