@@ -45,6 +45,10 @@ SHOW_CELL = """
     content.activeCellIndex = index;
     content.scrollToItem(index, 'start').then(() => done(content.widgets[index].node));
 """
+STOP_KERNEL = """
+    const done = arguments[0];
+    window.jupyterapp.shell.currentWidget.sessionContext.shutdown().then(() => done());
+"""
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +150,4 @@ def test_cells_run_and_widgets_change_their_figures(browser: Chrome, lab: str, p
                 f"cell {index}: another figure after control {number} is moved",
             )
             wait(browser, ONE_MOVE, lambda: browser.execute_script(KERNEL) == "idle", "an idle kernel")
+    browser.execute_async_script(STOP_KERNEL)  # it holds the models of this notebook
