@@ -9,7 +9,7 @@ NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: run test notebooks figures studies course lint bench data clean
+.PHONY: run test test-ui notebooks figures studies course book lint bench data clean
 
 run: $(STAMP)  ## every notebook on the bundled data; executed copies, HTML and figures in runs/
 	$(BIN)/python -m vilamp_lite.reproduce
@@ -17,6 +17,13 @@ run: $(STAMP)  ## every notebook on the bundled data; executed copies, HTML and 
 test: $(STAMP)  ## every test, then the stored outputs of every notebook
 	$(BIN)/python -m pytest
 	VILAMP_HEADLESS=1 $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 $(NOTEBOOKS)
+
+test-ui: book  ## every notebook in JupyterLab and every page of the book, in headless Chromium
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[ui]"
+	{ command -v chromium && command -v chromedriver; } > /dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+		apt-get install -y -qq chromium chromium-driver; } || { \
+		echo "No Chromium: run 'sudo apt install chromium chromium-driver' and try again."; exit 1; }
+	$(BIN)/python -m pytest tests_ui
 
 notebooks: $(STAMP)  ## run the notebooks in place and store their outputs
 	VILAMP_HEADLESS=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=300 \
@@ -32,6 +39,12 @@ studies: $(STAMP)  ## the recorded full studies of notebooks 07 and 08, in figur
 course: $(STAMP)  ## the graded course: release version in runs/course, grading checked
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[course]"
 	$(BIN)/python notebooks/assignments/make_course.py
+
+book: $(STAMP)  ## the notebooks as stored, glossary, help and API reference as a site: runs/book/_build/html/index.html
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[book]"
+	rm -rf runs/book book/modules
+	$(BIN)/sphinx-apidoc -q --separate --no-toc --templatedir book/templates --output-dir book/modules vilamp_lite
+	$(BIN)/jupyter-book build . --quiet --config book/_config.yml --toc book/_toc.yml --path-output runs/book
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

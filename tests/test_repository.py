@@ -13,6 +13,15 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+REPOSITORY = "vilamp-lite/vilamp-lite"  # on GitHub
+# The same in every notebook; ready to be copied into a new one.
+COLAB_CELL = """\
+# On Colab: fetch the repository and install the package. Elsewhere this cell does nothing.
+import sys
+
+if "google.colab" in sys.modules:
+    !test -d /content/vilamp-lite || git -C /content clone -q --depth 1 https://github.com/vilamp-lite/vilamp-lite
+    %run /content/vilamp-lite/notebooks/colab.py"""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -61,7 +70,8 @@ def test_make_sets_up_what_ci_runs() -> None:
 
 
 def test_links_point_at_files() -> None:
-    for page in [*ROOT.glob("*.md"), ROOT / "data" / "README.md", ROOT / "benchmarks" / "RESULTS.md"]:
+    folders = ("data", "benchmarks", "book", "notebooks/assignments")
+    for page in [*ROOT.glob("*.md"), *(page for folder in folders for page in (ROOT / folder).glob("*.md"))]:
         for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
@@ -91,10 +101,27 @@ def test_notebook_form(path: Path) -> None:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_links(path: Path) -> None:
     banner = nbformat.read(path, as_version=4).cells[0].source
-    (link,) = re.findall(r"https://mybinder\.org\S+?(notebooks/[\w.]+)\)", banner)
-    assert ROOT / link == path
+    for start in (
+        f"https://mybinder.org/v2/gh/{REPOSITORY}/HEAD?labpath=",
+        f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/",
+    ):
+        (link,) = re.findall(rf"{re.escape(start)}(\S+?)\)", banner)
+        assert ROOT / link == path
     for target in re.findall(r"\]\((?!http)([^)]+)\)", banner):
         assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_first_cell_prepares_colab(path: Path) -> None:
+    first, *_ = (cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+    assert first.source == COLAB_CELL
+    assert not first.outputs  # it did nothing here
+
+
+def test_what_the_first_cell_runs_is_in_the_repository() -> None:
+    (script,) = re.findall(r"%run /content/vilamp-lite/(\S+)", COLAB_CELL)
+    assert (ROOT / script).is_file()
+    assert f"clone -q --depth 1 https://github.com/{REPOSITORY}\n" in COLAB_CELL
 
 
 def test_results_in_the_readme_are_the_notebooks() -> None:

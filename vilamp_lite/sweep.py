@@ -1,6 +1,6 @@
 """Sweeps: a notebook run for each cell of a grid of parameters, in parallel on Dask, into one table and a figure.
 
-A sweep is a small YAML file:
+A sweep is a small YAML file::
 
     notebook: 02                     # the start of a notebook's name, or a path relative to this file
     parameters:                      # every combination is a cell of the grid
