@@ -12,6 +12,7 @@ The model has no algorithm of its own: selection is in `keyframes.py`, merging i
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum, auto
 from os import PathLike
@@ -48,6 +49,7 @@ from vilamp_lite.progress import progress_bar
 from vilamp_lite.video import FrameBatch, FrameStream, frames_at, stream_frames
 
 FRAMES_AT_ONCE = 8  # their activations are all that the vision tower holds
+TOKENS_AT_ONCE = 1024  # of a prompt; their activations are all that the language model holds beside its cache
 _IGNORED = -100  # a label that does not count
 
 # The arguments of `forward` that bring videos.
@@ -773,7 +775,8 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         Args:
             input_ids: [B, L], one `config.video_token_id` in each row.
             options: `attention_mask` and the videos, as in `forward`; and those of `GenerationMixin.generate`, such as
-                `max_new_tokens`, `do_sample`, `num_beams`.
+                `max_new_tokens`, `do_sample`, `num_beams`, or `prefill_chunk_size`, the tokens read at a time
+                (`TOKENS_AT_ONCE` when left out; it changes the logits only by rounding).
 
         Returns:
             [B, new tokens]: the answers alone, without the prompts.
@@ -788,6 +791,37 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         inputs = {name: options.pop(name, None) for name in ("attention_mask", *_VIDEO_INPUTS)}
         inputs_embeds, attention_mask, _ = self._read(input_ids, labels=None, **inputs)
         return super().generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **options)
+
+    def _prefill(
+        self,
+        input_ids: torch.Tensor,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        is_first_iteration: bool = True,
+    ) -> Any:
+        """Read a prompt in chunks, so that activations don't grow with it; transformers then reads the last one.
+
+        Its own chunks are of input_ids, of which a prompt with a video in place has none.
+        """
+        embeds, cache = model_kwargs.get("inputs_embeds"), model_kwargs.get("past_key_values")
+        if is_first_iteration and embeds is not None and cache is not None:
+            length, chunk = embeds.shape[1], generation_config.prefill_chunk_size or TOKENS_AT_ONCE
+            mask, positions = model_kwargs.get("attention_mask"), model_kwargs["position_ids"]
+            if self.config.attention_log_base:
+                self._scale_attention(length)  # every chunk's, as if all were read at once
+            for start in range(0, length - chunk, chunk):
+                stop = start + chunk
+                self.language_model(
+                    inputs_embeds=embeds[:, start:stop],
+                    attention_mask=None if mask is None else mask[:, :stop],
+                    position_ids=positions[:, start:stop],
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+        rest = copy(generation_config)
+        rest.prefill_chunk_size = None
+        return super()._prefill(input_ids, rest, model_kwargs, is_first_iteration)
 
     def adjust_generation_fn(self, *args: Any, **options: Any) -> None:
         """Load the generation settings that were saved; without any, take the language model's, not ViLaMP's."""
