@@ -24,6 +24,8 @@ import torch
 from transformers.generation import BaseStreamer
 
 from vilamp_lite.checkpoints import load_checkpoint, load_config, load_processor
+from vilamp_lite.configuration import ViLaMPConfig
+from vilamp_lite.evaluation.recorded import RESULTS, load_result
 from vilamp_lite.evaluation.results import kept_result, weights_fingerprint
 from vilamp_lite.feature_store import FeatureStore
 from vilamp_lite.modeling import (
@@ -289,6 +291,29 @@ def _decoded(stream: FrameStream, clock: Stopwatch, doing: str) -> Iterator[Fram
             bar.update(len(batch.frames))
 
 
+def all_at_once_memory(config: ViLaMPConfig, num_frames: int, done: np.ndarray) -> np.ndarray:
+    """What the released code's way would hold beside the model, in float32, by arithmetic.
+
+    While it reads, pixels of both towers; then each frame's patches, its reference, the repeated query, and a copy for
+    every learned map.
+
+    Args:
+        config: the model's.
+        num_frames: N.
+        done: [looks] frames that have passed, from 0 to 2 N for the two passes.
+
+    Returns:
+        [looks] bytes.
+    """
+    sides = config.vision_config.image_size, config.selector_config.vision_config.image_size
+    pixels = 3 * sum(side**2 for side in sides)
+    maps = 2 * (config.merge_relevance == "mapped") + 2 * (config.merge_redundancy == "mapped")
+    tensors = 1 + maps + (not config.merge_before_projection)  # reference, maps, projected
+    features = config.num_patches * (config.vision_config.hidden_size + tensors * config.merge_size + config.query_size)
+    read, merged = np.minimum(done, num_frames), np.maximum(done - num_frames, 0)
+    return 4 * (pixels * read + features * merged)
+
+
 def needle_keyframes(video: LongVideo, keyframes: torch.Tensor) -> list[int]:
     """Name the keyframes that show a needle."""
     spans = video.haystack.needle_frames
@@ -408,6 +433,32 @@ def time_exponents(rows: Sequence[Row]) -> dict[str, float]:
     return exponents
 
 
+# What is recorded, in the order of the README's table: result, N, model and machine.
+RECORDED_RUNS = (
+    *(("streaming", frames, "miniature, CPU, 1 thread") for frames in (1_000, 2_000, 5_000, 10_000)),
+    ("streaming_100000", 100_000, "miniature, CPU, 1 thread"),
+    ("streaming_a100", 10_000, "authors' checkpoint, A100"),
+)
+
+
+def results_table(folder: Path = RESULTS) -> list[list[str]]:
+    """The README's table of runs, its head first; what nobody has run says so."""
+    table = [["frames", "model and machine", "time to the answer", "peak above the model's", "needle", "commit"]]
+    for name, frames, about in RECORDED_RUNS:
+        file = folder / f"{name}.json"
+        rows = load_result(name, folder)["rows"] if file.is_file() else []
+        found = [row for row in rows if row["frames"] == frames]
+        measured = ["not run", "", "", ""]
+        if found:
+            (row,) = found
+            above = (row["peak_memory"] - row["memory_before"]) / 1e6
+            needle = "found" if row["needle_keyframes"] else "missed"
+            commit = (load_result(name, folder)["stamp"]["commit"] or "unknown")[:7]
+            measured = [f"{row['seconds']:.0f} s", f"{above:.0f} MB", f"{needle}, {row['answer']!r}", commit]
+        table.append([f"{frames:,}", about, *measured])
+    return table
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Record the streaming study: figures/results/NAME.json."""
     parser = argparse.ArgumentParser(prog="python -m vilamp_lite.evaluation.streaming", description=main.__doc__)
@@ -415,7 +466,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, default=MINIATURE)
     parser.add_argument("--frames", type=int, nargs="+", default=[1000, 2000, 5000, 10_000])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=ROOT / "figures" / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "streaming", help="videos and finished runs")
     options = parser.parse_args(arguments)
     try:
