@@ -404,7 +404,8 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         references = {
             frame: self.merger.map_reference(self.mergeable(patches)) for frame, patches in (read_ahead or {}).items()
         }
-        pieces: list[torch.Tensor] = []
+        counts = torch.where(is_keyframe, self.config.tokens_per_keyframe, 1)
+        tokens = KeptRows(int(counts.sum()))
         frame = 0
         for patches in patch_batches:
             frames = range(frame, frame := frame + len(patches))
@@ -417,20 +418,19 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
                 numbers = list(members)
                 chunk = slice(numbers[0] - frames.start, numbers[-1] + 1 - frames.start)
                 if run is _Run.KEYFRAMES:
-                    pieces.append(self.keyframe_tokens(patches[chunk]))
+                    tokens.add(self.keyframe_tokens(patches[chunk]))
                     continue
                 own = run is _Run.OWN_REFERENCE
                 reference = self.merger.map_reference(features[chunk]) if own else references[run]
-                pieces.append(self._merged_tokens(features[chunk], reference, mapped_query))
+                tokens.add(self._merged_tokens(features[chunk], reference, mapped_query))
                 del reference  # or it would outlive its last use
             references = {number: kept for number, kept in references.items() if last_use.get(number, -1) >= frame}
         if frame != num_frames:
             raise ValueError(
                 f"patch_batches must hold {num_frames} frames, got {'more' if frame > num_frames else frame}"
             )
-        counts = torch.where(is_keyframe, self.config.tokens_per_keyframe, 1)
         frame_of_token = torch.arange(num_frames).repeat_interleave(counts)
-        return self.sequence(torch.cat(pieces), is_keyframe, frame_of_token)
+        return self.sequence(tokens.rows, is_keyframe, frame_of_token)
 
     def early_references(self, num_frames: int, keyframes: torch.Tensor) -> list[int]:
         """Name the frames that frames before them refer to: the first keyframe, unless it is the first frame."""
@@ -558,16 +558,16 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         self.config.require_room(stream.num_frames)
         query_embed = self.embed_query(**processor.selector_query([query]))[0]
 
-        frame_embeds, timestamps = [], []
+        frame_embeds, timestamps = KeptRows(stream.num_frames), []
         for batch in _watched(stream, "decode, select"):
-            frame_embeds.append(self.embed_frames(processor.selector_pixels(batch.frames)).cpu())
+            frame_embeds.add(self.embed_frames(processor.selector_pixels(batch.frames)).cpu())
             timestamps.append(batch.timestamps)
         batches = (
             self.patch_features(processor.vision_pixels(batch.frames))
             for batch in _watched(stream_frames(source, **sampling), "decode, encode")
         )
         sequence = self.distill(
-            torch.cat(frame_embeds),
+            frame_embeds.rows,
             batches,
             lambda frame: self.patch_features(processor.vision_pixels(frames_at(source, [frame], **sampling)))[0],
             query_embed,
@@ -849,6 +849,33 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         if (input_ids == self.config.video_token_id).any():
             raise ValueError("input_ids hold a video token, but no video came with them")
         return self.get_input_embeddings()(input_ids.to(self.device)), attention_mask, labels
+
+
+class KeptRows:
+    """Rows [n, D] that come in pieces and are kept, `length` in all.
+
+    Without gradients they go into one block from the start. Small tensors that stay, between large ones that go, keep
+    an allocator from using the large ones' places again: memory then grows as if those had stayed.
+    """
+
+    def __init__(self, length: int) -> None:
+        self._length, self._count = length, 0
+        self._pieces: list[torch.Tensor] = []
+
+    def add(self, rows: torch.Tensor) -> None:
+        """Keep rows behind the others."""
+        if torch.is_grad_enabled():
+            self._pieces.append(rows)
+            return
+        if not self._pieces:
+            self._pieces.append(rows.new_empty(self._length, rows.shape[1]))
+        self._pieces[0][self._count : self._count + len(rows)] = rows
+        self._count += len(rows)
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """All of them."""
+        return torch.cat(self._pieces) if len(self._pieces) > 1 else self._pieces[0]
 
 
 def _onto(pixels: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:

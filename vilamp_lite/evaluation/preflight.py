@@ -54,8 +54,8 @@ def preflight(
         free, name = psutil.virtual_memory().available, f"{psutil.cpu_count()} CPU cores"
     if needed > free:
         raise ValueError(
-            f"{name} has {free / 1e9:.1f} GB free and {num_frames:,} frames in {dtype} need {needed / 1e9:.1f} GB: stop "
-            "what else runs there, sample fewer frames, or take a larger device"
+            f"{name} has {free / 1e9:.1f} GB free and {num_frames:,} frames in {dtype} need {needed / 1e9:.1f} GB: "
+            "stop what else runs there, sample fewer frames, or take a larger device"
         )
     wanted = num_frames * VIDEO_BYTES
     if store:

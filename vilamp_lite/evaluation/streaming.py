@@ -31,6 +31,7 @@ from vilamp_lite.feature_store import FeatureStore
 from vilamp_lite.modeling import (
     FRAMES_AT_ONCE,
     FrameProcessor,
+    KeptRows,
     MixedPrecisionSequence,
     ViLaMPForConditionalGeneration,
 )
@@ -256,12 +257,12 @@ def _streamed(
         model.config.require_room(stream.num_frames)
     with clock.stage("selector embedding"):
         query_embed = model.embed_query(**processor.selector_query([query]))[0]
-        frame_embeds, timestamps = [], []
+        frame_embeds, timestamps = KeptRows(stream.num_frames), []
         for batch in _decoded(stream, clock, "select"):
-            frame_embeds.append(model.embed_frames(processor.selector_pixels(batch.frames)).cpu())
+            frame_embeds.add(model.embed_frames(processor.selector_pixels(batch.frames)).cpu())
             timestamps.append(batch.timestamps)
     with clock.stage("selection"):
-        embeds = torch.cat(frame_embeds)
+        embeds = frame_embeds.rows
         keyframes = model.select(embeds, query_embed.to(embeds.device)).indices
     with clock.stage("patches and merging"):
         read_ahead = {}
@@ -334,7 +335,7 @@ def result_of(measured: MeasuredAnswer, video: LongVideo) -> Row:
         "question": question.text,
         "expected": question.answer,
         "answer": measured.answer,
-        "correct": measured.answer == question.answer,
+        "correct": measured.answer.strip(" .").lower() == question.answer,
         "needle_frames": [list(span) for span in video.haystack.needle_frames],
         "keyframes": measured.sequence.keyframes.tolist(),
         "needle_keyframes": needle_keyframes(video, measured.sequence.keyframes),
