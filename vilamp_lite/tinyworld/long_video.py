@@ -60,8 +60,7 @@ def long_video(
     if not _is_intact(path):
         parts = path.with_suffix(".parts")
         parts.mkdir(parents=True, exist_ok=True)
-        _write_parts(haystack.scenes, num_frames, parts)
-        _join(sorted(parts.glob("*.mp4")), path)
+        _join(_write_parts(haystack.scenes, num_frames, parts), path)
         about = describe_haystack(haystack, path, num_frames) | {"sha256": _sha256(path)}
         _replace(path.with_suffix(".json"), lambda waiting: waiting.write_text(json.dumps(about, indent=1) + "\n"))
         shutil.rmtree(parts)
@@ -82,7 +81,7 @@ def _sha256(path: Path) -> str:
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file whole or not at all."""
-    waiting = path.with_name(f"waiting-{os.getpid()}{path.suffix}")
+    waiting = path.with_suffix(f".waiting{path.suffix}")  # FFmpeg goes by the last ending
     try:
         write(waiting)
         os.replace(waiting, path)
@@ -90,14 +89,16 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
         waiting.unlink(missing_ok=True)
 
 
-def _write_parts(scenes: Iterable[Scene], num_frames: int, folder: Path) -> None:
-    """Write the parts that are not there yet."""
+def _write_parts(scenes: Iterable[Scene], num_frames: int, folder: Path) -> list[Path]:
+    """Write the parts that are not there yet; all of them, in order."""
+    paths = []
     with progress_bar(num_frames, "frames", "draw the video") as bar:
         for number, part in enumerate(_in_parts(scenes)):
-            path = folder / f"{number:06d}.mp4"
-            if not path.is_file():
-                _replace(path, lambda waiting, part=part: write_video(waiting, part))
+            paths.append(folder / f"{number:06d}.mp4")
+            if not paths[-1].is_file():
+                _replace(paths[-1], lambda waiting, part=part: write_video(waiting, part))
             bar.update(sum(scene.num_frames for scene in part))
+    return paths
 
 
 def _in_parts(scenes: Iterable[Scene]) -> Iterator[list[Scene]]:
