@@ -558,10 +558,10 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         self.config.require_room(stream.num_frames)
         query_embed = self.embed_query(**processor.selector_query([query]))[0]
 
-        frame_embeds, timestamps = KeptRows(stream.num_frames), []
+        frame_embeds, timestamps = KeptRows(stream.num_frames), KeptRows(stream.num_frames)
         for batch in _watched(stream, "decode, select"):
             frame_embeds.add(self.embed_frames(processor.selector_pixels(batch.frames)).cpu())
-            timestamps.append(batch.timestamps)
+            timestamps.add(torch.from_numpy(batch.timestamps))
         batches = (
             self.patch_features(processor.vision_pixels(batch.frames))
             for batch in _watched(stream_frames(source, **sampling), "decode, encode")
@@ -572,7 +572,7 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
             lambda frame: self.patch_features(processor.vision_pixels(frames_at(source, [frame], **sampling)))[0],
             query_embed,
         )
-        return replace(sequence, timestamps=np.concatenate(timestamps))
+        return replace(sequence, timestamps=timestamps.rows.numpy())
 
     def _encode_batch(
         self,
@@ -852,10 +852,10 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
 
 
 class KeptRows:
-    """Rows [n, D] that come in pieces and are kept, `length` in all.
+    """Rows [n, …] that come in pieces and are kept, `length` in all.
 
     Without gradients they go into one block from the start. Small tensors that stay, between large ones that go, keep
-    an allocator from using the large ones' places again: memory then grows as if those had stayed.
+    an allocator from using the large ones' places again: memory then grows with the video after all.
     """
 
     def __init__(self, length: int) -> None:
@@ -868,7 +868,7 @@ class KeptRows:
             self._pieces.append(rows)
             return
         if not self._pieces:
-            self._pieces.append(rows.new_empty(self._length, rows.shape[1]))
+            self._pieces.append(rows.new_empty(self._length, *rows.shape[1:]))
         self._pieces[0][self._count : self._count + len(rows)] = rows
         self._count += len(rows)
 

@@ -257,10 +257,10 @@ def _streamed(
         model.config.require_room(stream.num_frames)
     with clock.stage("selector embedding"):
         query_embed = model.embed_query(**processor.selector_query([query]))[0]
-        frame_embeds, timestamps = KeptRows(stream.num_frames), []
+        frame_embeds, timestamps = KeptRows(stream.num_frames), KeptRows(stream.num_frames)
         for batch in _decoded(stream, clock, "select"):
             frame_embeds.add(model.embed_frames(processor.selector_pixels(batch.frames)).cpu())
-            timestamps.append(batch.timestamps)
+            timestamps.add(torch.from_numpy(batch.timestamps))
     with clock.stage("selection"):
         embeds = frame_embeds.rows
         keyframes = model.select(embeds, query_embed.to(embeds.device)).indices
@@ -276,7 +276,7 @@ def _streamed(
             model.patch_features(processor.vision_pixels(batch.frames)) for batch in _decoded(stream, clock, "merge")
         )
         sequence = model.mix_tokens(patches, len(embeds), keyframes, query_embed, read_ahead)
-    return replace(sequence, timestamps=np.concatenate(timestamps))
+    return replace(sequence, timestamps=timestamps.rows.numpy())
 
 
 def _decoded(stream: FrameStream, clock: Stopwatch, doing: str) -> Iterator[FrameBatch]:
