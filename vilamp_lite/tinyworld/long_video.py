@@ -40,8 +40,8 @@ def long_video(
 ) -> LongVideo:
     """Make a needle in a haystack of any length, or find the one that was made before.
 
-    A file whose checksum is not the recorded one is made anew. The same arguments give the same frames anywhere, and
-    the same bytes with the same FFmpeg. Memory: one scene.
+    A file whose checksum is not the recorded one is made anew. The same arguments draw the same pictures anywhere; x264
+    stores them in other bytes from run to run, a little differently. Memory: one scene.
 
     Args:
         folder: where videos are kept.

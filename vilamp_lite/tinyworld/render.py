@@ -123,9 +123,7 @@ def write_video(path: str | PathLike[str], scenes: Iterable[Scene], fps: int = 1
         stream = container.add_stream("libx264", rate=fps, options={"crf": "12", "preset": "veryfast"})
         stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, "yuv444p"
         for frame in itertools.chain.from_iterable(render(scenes)):
-            # One thread: several convert a picture otherwise now and then, and the file would not be the same again.
-            picture = av.VideoFrame.from_ndarray(frame).reformat(format=stream.pix_fmt, threads=1)
-            container.mux(stream.encode(picture))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
             written += 1
         container.mux(stream.encode(None))
     return written
