@@ -3,14 +3,15 @@
 import json
 from pathlib import Path
 
-from benchmarks import keyframes, merging, video
+from benchmarks import end_to_end, keyframes, merging, video
 from benchmarks.measure import RESULTS, columns
 
 INTRODUCTION = """# Benchmarks
 
 Made by `make bench` from `results/*.json`; don't edit. Each method runs in a process of its own: once to warm up, once
-for memory, five times for time (the median is shown), in turns with the other methods. *Extra memory* is the peak above
-what was resident with the inputs loaded. Ratios refer to the baseline in the same run.
+for memory, five times for time (the median is shown), in turns with the other methods; where a run takes minutes, once
+for both. *Extra memory* is the peak above what was resident with the inputs loaded. Ratios refer to the baseline in the
+same run.
 """
 
 
@@ -23,10 +24,12 @@ def markdown(result: dict[str, object]) -> str:
 
 
 def main() -> None:
-    """Run all three and collect their tables."""
-    for benchmark in (keyframes, merging, video):
+    """Run all and collect their tables."""
+    for benchmark in (keyframes, merging, video, end_to_end):
         benchmark.main()
-    results = [json.loads((RESULTS / f"{name}.json").read_text()) for name in ("keyframes", "merging", "video")]
+    results = [
+        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("keyframes", "merging", "video", "end_to_end")
+    ]
     text = "\n".join([INTRODUCTION, *map(markdown, results)])
     Path(RESULTS.parent / "RESULTS.md").write_text(text)
 

@@ -53,6 +53,36 @@ def compare(
     return {name: Measurement(statistics.median(times[name] for times in rounds), memory[name]) for name in methods}
 
 
+def measure_once(
+    methods: Mapping[str, Callable[..., Callable[[], object]]], first: Mapping[str, object], **inputs: object
+) -> dict[str, Measurement]:
+    """Measure work that takes minutes: each method in a fresh process with one torch thread, all in one run.
+
+    Args:
+        methods: as in `compare`.
+        first: inputs of a short run before it, which counts for nothing; the others are the same.
+        inputs: keyword arguments of every case.
+    """
+    context = multiprocessing.get_context("spawn")
+    measured = {}
+    for name, case in methods.items():
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            measured[name] = pool.submit(_run_once, case, {**inputs, **first}, inputs).result()
+    return measured
+
+
+def _run_once(
+    case: Callable[..., Callable[[], object]], first: dict[str, object], inputs: dict[str, object]
+) -> Measurement:
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    case(**first)()
+    work = case(**inputs)
+    start = time.perf_counter()
+    peak = _peak_memory_of(work)
+    return Measurement(time.perf_counter() - start, peak)
+
+
 # The work of a measuring process; every such process has its own.
 _work: Callable[[], object]
 

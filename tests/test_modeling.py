@@ -371,6 +371,31 @@ def test_a_cache_step_equals_reading_everything() -> None:
     torch.testing.assert_close(step.logits, model(**longer).logits, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("changes", [{}, {"attention_log_base": 8}], ids=str)
+@pytest.mark.parametrize("chunk", [1, 5, 1000])
+def test_a_prompt_read_in_chunks_is_read_alike(changes: dict, chunk: int) -> None:
+    """Padded rows, beams, samples; the language model never reads more than a chunk at a time."""
+    model, lengths = tiny_model(**changes), []
+    batch = batch_of(*(tiny_inputs(n, seed, text) for n, seed, text in VIDEOS))
+    longest = max(model.config.visual_tokens(n) + len(text) - 1 for n, _, text in VIDEOS)
+    options = {"max_new_tokens": 5, "eos_token_id": None, "output_logits": True, "return_dict_in_generate": True}
+    plain = model.generate(**batch, **options, do_sample=False, prefill_chunk_size=10**6)
+    model.language_model.register_forward_pre_hook(
+        lambda _module, _inputs, named: lengths.append(named["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    chunked = model.generate(**batch, **options, do_sample=False, prefill_chunk_size=chunk)
+    assert max(lengths) <= chunk
+    assert sum(lengths) == longest + 4
+    assert torch.equal(chunked.sequences, plain.sequences)
+    torch.testing.assert_close(torch.stack(chunked.logits), torch.stack(plain.logits), rtol=0, atol=1e-5)
+    for way in ({"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}):
+        answers = [
+            model.generate(**batch, **way, max_new_tokens=5, eos_token_id=None, prefill_chunk_size=size)
+            for size in (chunk, 10**6)
+        ]
+        assert torch.equal(*answers)
+
+
 def test_a_video_is_encoded_once_per_answer() -> None:
     model, calls = tiny_model(), []
     model.vision_tower.register_forward_hook(lambda *_: calls.append(1))

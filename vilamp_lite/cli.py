@@ -339,11 +339,12 @@ def ask(
         streamer = None if as_json else TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         with progress_bar(total, "tokens", "prefill") as bar:
 
-            def first_step(*_: object) -> None:
-                bar.update(total - bar.n)
-                bar.close()  # the answer is printed below it
+            def tokens_read(_module: object, _inputs: object, named: dict[str, Any], _output: object) -> None:
+                bar.update(named["inputs_embeds"].shape[1] if bar.n < total else 0)
+                if bar.n == total:
+                    bar.close()  # the answer is printed below it
 
-            vilamp.language_model.register_forward_hook(first_step)
+            vilamp.language_model.register_forward_hook(tokens_read, with_kwargs=True)
             answer = vilamp.generate(
                 **prompt,
                 video_embeds=[sequence.embeds],

@@ -12,6 +12,7 @@ The model has no algorithm of its own: selection is in `keyframes.py`, merging i
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum, auto
 from os import PathLike
@@ -48,6 +49,7 @@ from vilamp_lite.progress import progress_bar
 from vilamp_lite.video import FrameBatch, FrameStream, frames_at, stream_frames
 
 FRAMES_AT_ONCE = 8  # their activations are all that the vision tower holds
+TOKENS_AT_ONCE = 1024  # of a prompt; their activations are all that the language model holds beside its cache
 _IGNORED = -100  # a label that does not count
 
 # The arguments of `forward` that bring videos.
@@ -422,7 +424,8 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         references = {
             frame: self.merger.map_reference(self.mergeable(patches)) for frame, patches in (read_ahead or {}).items()
         }
-        pieces: list[torch.Tensor] = []
+        counts = torch.where(is_keyframe, self.config.tokens_per_keyframe, 1)
+        tokens = KeptRows(int(counts.sum()))
         frame = 0
         for patches in patch_batches:
             frames = range(frame, frame := frame + len(patches))
@@ -435,20 +438,19 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
                 numbers = list(members)
                 chunk = slice(numbers[0] - frames.start, numbers[-1] + 1 - frames.start)
                 if run is _Run.KEYFRAMES:
-                    pieces.append(self.keyframe_tokens(patches[chunk]))
+                    tokens.add(self.keyframe_tokens(patches[chunk]))
                     continue
                 own = run is _Run.OWN_REFERENCE
                 reference = self.merger.map_reference(features[chunk]) if own else references[run]
-                pieces.append(self._merged_tokens(features[chunk], reference, mapped_query))
+                tokens.add(self._merged_tokens(features[chunk], reference, mapped_query))
                 del reference  # or it would outlive its last use
             references = {number: kept for number, kept in references.items() if last_use.get(number, -1) >= frame}
         if frame != num_frames:
             raise ValueError(
                 f"patch_batches must hold {num_frames} frames, got {'more' if frame > num_frames else frame}"
             )
-        counts = torch.where(is_keyframe, self.config.tokens_per_keyframe, 1)
         frame_of_token = torch.arange(num_frames).repeat_interleave(counts)
-        return self.sequence(torch.cat(pieces), is_keyframe, frame_of_token)
+        return self.sequence(tokens.rows, is_keyframe, frame_of_token)
 
     def early_references(self, num_frames: int, keyframes: torch.Tensor) -> list[int]:
         """Name the frames that frames before them refer to: the first keyframe, unless it is the first frame."""
@@ -576,21 +578,21 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         self.config.require_room(stream.num_frames)
         query_embed = self.embed_query(**processor.selector_query([query]))[0]
 
-        frame_embeds, timestamps = [], []
+        frame_embeds, timestamps = KeptRows(stream.num_frames), KeptRows(stream.num_frames)
         for batch in _watched(stream, "decode, select"):
-            frame_embeds.append(self.embed_frames(processor.selector_pixels(batch.frames)).cpu())
-            timestamps.append(batch.timestamps)
+            frame_embeds.add(self.embed_frames(processor.selector_pixels(batch.frames)).cpu())
+            timestamps.add(torch.from_numpy(batch.timestamps))
         batches = (
             self.patch_features(processor.vision_pixels(batch.frames))
             for batch in _watched(stream_frames(source, **sampling), "decode, encode")
         )
         sequence = self.distill(
-            torch.cat(frame_embeds),
+            frame_embeds.rows,
             batches,
             lambda frame: self.patch_features(processor.vision_pixels(frames_at(source, [frame], **sampling)))[0],
             query_embed,
         )
-        return replace(sequence, timestamps=np.concatenate(timestamps))
+        return replace(sequence, timestamps=timestamps.rows.numpy())
 
     def _encode_batch(
         self,
@@ -801,7 +803,8 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         Args:
             input_ids: [B, L], one `config.video_token_id` in each row.
             options: `attention_mask` and the videos, as in `forward`; and those of `GenerationMixin.generate`, such as
-                `max_new_tokens`, `do_sample`, `num_beams`.
+                `max_new_tokens`, `do_sample`, `num_beams`, or `prefill_chunk_size`, the tokens read at a time
+                (`TOKENS_AT_ONCE` when left out; it changes the logits only by rounding).
 
         Returns:
             [B, new tokens]: the answers alone, without the prompts.
@@ -818,6 +821,37 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         return super().generate(
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, **options
         )
+
+    def _prefill(
+        self,
+        input_ids: torch.Tensor,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        is_first_iteration: bool = True,
+    ) -> Any:
+        """Read a prompt in chunks, so that activations don't grow with it; transformers then reads the last one.
+
+        Its own chunks are of input_ids, of which a prompt with a video in place has none.
+        """
+        embeds, cache = model_kwargs.get("inputs_embeds"), model_kwargs.get("past_key_values")
+        if is_first_iteration and embeds is not None and cache is not None:
+            length, chunk = embeds.shape[1], generation_config.prefill_chunk_size or TOKENS_AT_ONCE
+            mask, positions = model_kwargs.get("attention_mask"), model_kwargs["position_ids"]
+            if self.config.attention_log_base:
+                self._scale_attention(length)  # every chunk's, as if all were read at once
+            for start in range(0, length - chunk, chunk):
+                stop = start + chunk
+                self.language_model(
+                    inputs_embeds=embeds[:, start:stop],
+                    attention_mask=None if mask is None else mask[:, :stop],
+                    position_ids=positions[:, start:stop],
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+        rest = copy(generation_config)
+        rest.prefill_chunk_size = None
+        return super()._prefill(input_ids, rest, model_kwargs, is_first_iteration)
 
     def adjust_generation_fn(self, *args: Any, **options: Any) -> None:
         """Load the generation settings that were saved; without any, take the language model's, not ViLaMP's."""
@@ -845,6 +879,33 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         if (input_ids == self.config.video_token_id).any():
             raise ValueError("input_ids hold a video token, but no video came with them")
         return self.get_input_embeddings()(input_ids.to(self.device)), attention_mask, None, labels
+
+
+class KeptRows:
+    """Rows [n, …] that come in pieces and are kept, `length` in all.
+
+    Without gradients they go into one block from the start. Small tensors that stay, between large ones that go, keep
+    an allocator from using the large ones' places again: memory then grows with the video after all.
+    """
+
+    def __init__(self, length: int) -> None:
+        self._length, self._count = length, 0
+        self._pieces: list[torch.Tensor] = []
+
+    def add(self, rows: torch.Tensor) -> None:
+        """Keep rows behind the others."""
+        if torch.is_grad_enabled():
+            self._pieces.append(rows)
+            return
+        if not self._pieces:
+            self._pieces.append(rows.new_empty(self._length, *rows.shape[1:]))
+        self._pieces[0][self._count : self._count + len(rows)] = rows
+        self._count += len(rows)
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """All of them."""
+        return torch.cat(self._pieces) if len(self._pieces) > 1 else self._pieces[0]
 
 
 def _onto(pixels: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:

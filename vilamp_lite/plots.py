@@ -812,6 +812,61 @@ def flops_by_frames(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def memory_trace(trace: np.ndarray, before: int, held: Sequence[float]) -> Figure:
+    """Show memory over the time of one run, against what holding everything would take at the same moments.
+
+    Args:
+        trace: [looks, 3] of `MeasuredAnswer`: seconds, bytes in use, frames done.
+        before: bytes in use at the start.
+        held: [looks] bytes that the way that holds all frames' features would have added, by arithmetic.
+    """
+    figure, axis = plt.subplots(figsize=(10, 3.8), layout="constrained")
+    axis.plot(trace[:, 0], (trace[:, 1] - before) / 1e6, color=_BLUE, linewidth=1.5, label="streaming, measured")
+    axis.plot(trace[:, 0], np.asarray(held) / 1e6, color=_ORANGE, linestyle="--", label="all at once, by arithmetic")
+    axis.set(xlabel="time (s)", ylabel="memory above the model's (MB)", xlim=(0, None))
+    axis.legend(loc="upper left", fontsize=9)
+    return figure
+
+
+def stage_budget(stages: Sequence[Mapping[str, Any]]) -> Figure:
+    """Show how long each stage of one run took.
+
+    Args:
+        stages: rows with stage, seconds and share, in order.
+    """
+    figure, axis = plt.subplots(figsize=(9, 0.6 + 0.38 * len(stages)), layout="constrained")
+    seconds = [row["seconds"] for row in stages]
+    bars = axis.barh([row["stage"] for row in stages], seconds, color=_BLUE)
+    axis.bar_label(bars, [f"{100 * row['share']:.1f} %" for row in stages], padding=4, fontsize=9)
+    axis.set(xlabel="time (s)", xlim=(0, 1.12 * max(seconds)))
+    axis.invert_yaxis()
+    axis.grid(axis="y", visible=False)
+    return figure
+
+
+def growth_by_frames(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Show how each stage's CPU time and the peak memory grow with the video (Table 5, measured).
+
+    Args:
+        rows: of the streaming study: frames, stages, memory_before and peak_memory.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", width_ratios=(3, 2))
+    frames = [row["frames"] for row in rows]
+    for place, (stage, marker) in enumerate(zip(rows[0]["stages"], itertools.cycle("osD^vP*"), strict=False)):
+        seconds = [row["stages"][place]["cpu_seconds"] for row in rows]
+        left.plot(frames, seconds, marker=marker, color=_PALETTE[place % len(_PALETTE)], label=stage["stage"])
+    left.set(xscale="log", yscale="log", xlabel="frames in the video, N", ylabel="CPU time (s)")
+    left.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    above = [(row["peak_memory"] - row["memory_before"]) / 1e6 for row in rows]
+    right.plot(frames, above, "o-", color=_BLUE)
+    right.set(xscale="log", xlabel="frames in the video, N", ylabel="peak above the model's (MB)")
+    right.set_ylim(0, 1.2 * max(above))
+    for axis in (left, right):
+        axis.set_xticks(frames, [f"{number:,}" for number in frames], fontsize=8)
+        axis.minorticks_off()
+    return figure
+
+
 def _by_frames(axis: Axes, rows: Sequence[Mapping[str, Any]], column: str, unit: float) -> None:
     """Draw a line for each model over logarithmic axes, dotted beyond the frames that its files speak of."""
     axis.set(xscale="log", yscale="log")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -91,14 +92,21 @@ def hide(
 
 
 def save(haystack: Haystack, path: str | PathLike[str]) -> Path:
-    """Write the video at one frame per second, and beside it X.json: question, options, answer, needle frames.
+    """Write the video at one frame per second, and beside it X.json, see `describe_haystack`.
 
     Returns:
         The path of the JSON file.
     """
-    question = haystack.question
     num_frames = write_video(path, haystack.scenes)
-    about = {
+    description = Path(path).with_suffix(".json")
+    description.write_text(json.dumps(describe_haystack(haystack, path, num_frames), indent=1) + "\n")
+    return description
+
+
+def describe_haystack(haystack: Haystack, path: str | PathLike[str], num_frames: int) -> dict[str, Any]:
+    """What stands beside a video file: its name and length, question, options, answer, needle frames."""
+    question = haystack.question
+    return {
         "video": Path(path).name,
         "num_frames": num_frames,
         "family": question.family,
@@ -107,9 +115,6 @@ def save(haystack: Haystack, path: str | PathLike[str]) -> Path:
         "answer": question.answer,
         "needle_frames": haystack.needle_frames,
     }
-    description = Path(path).with_suffix(".json")
-    description.write_text(json.dumps(about, indent=1) + "\n")
-    return description
 
 
 def _hay(random: np.random.Generator, shape: str, num_frames: int, split: str, pool: int | None) -> list[Scene]:

@@ -1,0 +1,107 @@
+"""Long videos: the frames that were asked for, resumed where they were stopped, made anew when damaged."""
+
+import hashlib
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vilamp_lite.tinyworld import long_video as module
+from vilamp_lite.tinyworld.long_video import long_video
+from vilamp_lite.tinyworld.render import is_tinyworld, render, write_video
+from vilamp_lite.video import probe, stream_frames
+
+FRAMES = 150
+
+
+@pytest.fixture(autouse=True)
+def _short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PART_FRAMES", 40)
+
+
+def decoded(path: Path) -> np.ndarray:
+    return np.concatenate([batch.frames for batch in stream_frames(path)])
+
+
+def same_video(one: Path, other: Path) -> bool:
+    """Every frame shows the same, up to what x264 makes of it."""
+    difference = np.abs(decoded(one).astype(int) - decoded(other))
+    return difference.shape[0] == FRAMES and difference.mean(axis=(1, 2, 3)).max() < 3
+
+
+def test_the_joined_file_shows_every_scene_in_time(tmp_path: Path) -> None:
+    video = long_video(tmp_path, FRAMES, 0.7, seed=3)
+    assert probe(video.path).num_frames == FRAMES
+    assert is_tinyworld(video.path)
+    (batch,) = stream_frames(video.path, batch_size=FRAMES)
+    assert batch.timestamps.tolist() == list(range(FRAMES))
+    drawn = np.concatenate(list(render(video.haystack.scenes)))
+    assert np.abs(batch.frames.astype(int) - drawn).mean() < 3
+    # No part is shifted: each frame is nearer to its own drawing than to its neighbours' across a scene's border.
+    for scene_start in np.cumsum([scene.num_frames for scene in video.haystack.scenes])[:-1]:
+        own = np.abs(batch.frames[scene_start].astype(int) - drawn[scene_start]).mean()
+        assert own < np.abs(batch.frames[scene_start].astype(int) - drawn[scene_start - 1]).mean()
+    ((start, stop),) = video.haystack.needle_frames
+    assert 0.5 < start / FRAMES < 0.9
+    about = json.loads(video.path.with_suffix(".json").read_text())
+    assert about["needle_frames"] == [[start, stop]]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".mp4", ".json"}
+
+
+def test_parts_look_like_one_encoding(tmp_path: Path) -> None:
+    video = long_video(tmp_path, FRAMES)
+    write_video(tmp_path / "whole.mp4", video.haystack.scenes)
+    assert same_video(video.path, tmp_path / "whole.mp4")
+
+
+def test_killed_and_resumed_to_the_same_video(tmp_path: Path) -> None:
+    whole = long_video(tmp_path / "whole", FRAMES)
+    folder = tmp_path / "killed"
+    for delay in (0.02, 0.06, 0.15):
+        child = os.fork()
+        if not child:
+            long_video(folder, FRAMES)
+            os._exit(0)
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert same_video(long_video(folder, FRAMES).path, whole.path)
+    assert {path.suffix for path in folder.iterdir()} == {".mp4", ".json"}
+
+
+def test_finished_parts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+
+    def stopped_at_the_third(path: Path, scenes: list) -> int:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path)
+        return write_video(path, scenes)
+
+    monkeypatch.setattr(module, "write_video", stopped_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        long_video(tmp_path, FRAMES)
+    (parts,) = tmp_path.glob("*.parts")
+    assert sorted(path.name for path in parts.iterdir()) == ["000000.mp4", "000001.mp4"]
+    monkeypatch.setattr(module, "write_video", lambda path, scenes: written.append(path) or write_video(path, scenes))
+    long_video(tmp_path, FRAMES)
+    assert not parts.exists()
+    assert len(written) == 4
+
+
+def test_a_video_is_made_once_and_a_damaged_one_anew(tmp_path: Path) -> None:
+    path = long_video(tmp_path, FRAMES).path
+    content, made = path.read_bytes(), path.stat().st_mtime_ns
+    assert long_video(tmp_path, FRAMES).path.stat().st_mtime_ns == made
+    (tmp_path / "whole.mp4").write_bytes(content)
+    path.write_bytes(content[:-100] + bytes(100))
+    assert same_video(long_video(tmp_path, FRAMES).path, tmp_path / "whole.mp4")
+    path.with_suffix(".json").write_text("{")
+    assert same_video(long_video(tmp_path, FRAMES).path, tmp_path / "whole.mp4")
+    checksum = json.loads(path.with_suffix(".json").read_text())["sha256"]
+    assert checksum == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert long_video(tmp_path, FRAMES, seed=1).path != path

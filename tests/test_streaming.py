@@ -1,0 +1,284 @@
+"""Runs measured stage by stage: the plain path's answer, all time and memory accounted for, stops that lose little."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import tiny_model
+from video_files import write_video
+
+from benchmarks.end_to_end import hold_all, stream
+from vilamp_lite.checkpoints import load_checkpoint, load_processor
+from vilamp_lite.configuration import ViLaMPConfig
+from vilamp_lite.evaluation.preflight import preflight
+from vilamp_lite.evaluation.streaming import (
+    ANSWER_STAGES,
+    STORE_STAGES,
+    VIDEO_STAGES,
+    Stopwatch,
+    all_at_once_memory,
+    main,
+    measured_answer,
+    result_of,
+    results_table,
+    shortened,
+    time_exponents,
+)
+from vilamp_lite.feature_store import FRAMES_PER_SHARD, FeatureStore
+from vilamp_lite.modeling import ViLaMPForConditionalGeneration
+from vilamp_lite.processing import ViLaMPProcessor
+from vilamp_lite.tinyworld.long_video import long_video
+from vilamp_lite.video import stream_frames
+
+QUERY = "Where is the cat?"
+FRAMES = 45
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("videos") / "numbers.mp4", FRAMES, rate=1)
+
+
+@pytest.fixture(scope="module")
+def model() -> ViLaMPForConditionalGeneration:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def processor(model: ViLaMPForConditionalGeneration) -> ViLaMPProcessor:
+    return ViLaMPProcessor.byte_level(model.config)
+
+
+# --- One run ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"before_first": "self"}, {"reference": "released", "merge_before_projection": False}], ids=str
+)
+def test_a_measured_run_is_the_plain_one_and_the_one_in_memory(changes: dict, video: Path) -> None:
+    model = tiny_model(**changes)
+    processor = ViLaMPProcessor.byte_level(model.config)
+    measured = measured_answer(model, processor, video, QUERY, max_new_tokens=6)
+    plain = model.encode_video(video, QUERY, processor)
+    assert torch.equal(measured.sequence.embeds, plain.embeds)
+    for name in ("keyframes", "frame_of_token", "kind_of_token"):
+        assert torch.equal(getattr(measured.sequence, name), getattr(plain, name))
+    assert measured.sequence.timestamps.tolist() == list(range(FRAMES))
+    (whole,) = stream_frames(video, batch_size=FRAMES)
+    together = model.generate(
+        **processor.prompts([QUERY]),
+        pixel_values_videos=processor.vision_pixels(whole.frames),
+        selector_pixel_values=processor.selector_pixels(whole.frames),
+        **processor.selector_query([QUERY]),
+        max_new_tokens=6,
+        do_sample=False,
+    )
+    assert torch.equal(measured.tokens, together[0])
+    assert measured.answer == processor.batch_decode(together)[0].strip()
+
+
+def test_every_second_is_charged_to_a_stage(
+    video: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor
+) -> None:
+    start = time.perf_counter()
+    measured = measured_answer(model, processor, video, QUERY, max_new_tokens=6)
+    elapsed = time.perf_counter() - start
+    rows = {row["stage"]: row for row in measured.stages}
+    assert tuple(rows) == (*VIDEO_STAGES, *ANSWER_STAGES)
+    assert sum(row["share"] for row in rows.values()) == pytest.approx(1)
+    assert 0.7 * elapsed < measured.seconds <= elapsed
+    assert all(row["cpu_seconds"] > 0 for row in rows.values())
+    assert all(measured.before / 2 < row["peak_memory"] <= measured.peak_memory for row in rows.values())
+    assert rows["decode"]["frames"] == 2 * FRAMES
+    assert rows["patches and merging"]["tokens"] == len(measured.sequence.embeds)
+    prompt = processor.prompts([QUERY])["input_ids"].shape[1]
+    assert rows["prefill"]["tokens"] == len(measured.sequence.embeds) + prompt - 1
+    assert rows["decoding"]["tokens"] == len(measured.tokens)
+    assert measured.trace[-1, 2] == 2 * FRAMES
+    assert (np.diff(measured.trace[:, 2]) >= 0).all()
+
+
+def test_a_stage_inside_another_interrupts_it() -> None:
+    with Stopwatch(CPU) as clock, clock.stage("outer"):
+        with clock.stage("inner"):
+            time.sleep(0.3)
+        with clock.stage("inner"):
+            sum(range(10**6))
+    assert clock.stages["inner"]["seconds"] >= 0.3
+    assert clock.stages["outer"]["seconds"] < 0.3
+    assert 0 < clock.stages["inner"]["cpu_seconds"] < clock.stages["inner"]["seconds"]
+
+
+def test_memory_is_seen_while_it_is_held() -> None:
+    with Stopwatch(CPU) as clock:
+        with clock.stage("large"):
+            held = np.ones(25_000_000)  # 200 MB
+            time.sleep(0.1)
+            del held
+        with clock.stage("small"):
+            time.sleep(0.1)
+    large, small = clock.stages["large"]["peak_memory"], clock.stages["small"]["peak_memory"]
+    assert 190e6 < large - clock.before < 230e6
+    assert small < large - 150e6
+    assert shortened(np.array(clock.trace), 5)[0][1] > 0
+
+
+def test_memory_does_not_grow_with_the_video(miniature: Path, tmp_path: Path) -> None:
+    """1,500 frames against 300: by less than a tenth of what their features and pixels take together."""
+    model = load_checkpoint(miniature)
+    processor = load_processor(miniature, model.config)
+    above = {}
+    for frames in (64, 300, 1500):
+        video = long_video(tmp_path, frames)
+        measured = measured_answer(model, processor, video.path, video.haystack.question.text)
+        above[frames] = measured.peak_memory
+    together = [float(all_at_once_memory(model.config, n, np.array([2 * n]))[0]) for n in (300, 1500)]
+    assert above[1500] - above[300] < 0.1 * (together[1] - together[0])
+
+
+def test_logits_that_are_not_finite_are_an_error(video: Path, processor: ViLaMPProcessor) -> None:
+    broken = tiny_model()
+    broken.language_model.lm_head.weight.data[5] = torch.inf
+    with pytest.raises(ValueError, match=r"not finite in torch\.float32: use bfloat16"):
+        measured_answer(broken, processor, video, QUERY, max_new_tokens=2)
+
+
+class Interrupted(ViLaMPProcessor):
+    """Ctrl-C after some frames."""
+
+    left: int
+
+    def vision_pixels(self, frames: np.ndarray) -> torch.Tensor:
+        """Make pixels until it is stopped."""
+        self.left -= len(frames)
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return super().vision_pixels(frames)
+
+
+@pytest.mark.parametrize("left", [5, FRAMES_PER_SHARD + 9])
+def test_ctrl_c_leaves_a_store_to_go_on_with(
+    left: int, video: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor, tmp_path: Path
+) -> None:
+    stopped = Interrupted.byte_level(model.config)
+    stopped.left = left
+    store = FeatureStore.open(tmp_path / "store")
+    threads = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        measured_answer(model, stopped, video, QUERY, store=store)
+    assert threading.active_count() == threads
+    measured = measured_answer(model, processor, video, QUERY, max_new_tokens=6, store=store)
+    assert [row["stage"] for row in measured.stages] == [*STORE_STAGES, *ANSWER_STAGES]
+    whole = FeatureStore.open(tmp_path / "whole")
+    whole.encode(video, model, processor)
+    assert {path.name for path in store.folder.iterdir()} == {path.name for path in whole.folder.iterdir()}
+    plain = measured_answer(model, processor, video, QUERY, max_new_tokens=6)
+    assert torch.equal(measured.sequence.keyframes, plain.sequence.keyframes)
+
+
+# --- The benchmark's other way ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"reference": "released", "before_first": "self", "merge_redundancy": "mapped", "connectors": "shared"}
+        | {"merge_before_projection": False},
+    ],
+    ids=("paper", "released"),
+)
+@torch.no_grad()
+def test_all_at_once_gives_the_same_tokens(changes: dict, video: Path) -> None:
+    model = tiny_model(fill="none", similarity_threshold=1.0, **changes)
+    processor = ViLaMPProcessor.byte_level(model.config)
+    assert torch.equal(hold_all(model, processor, video, QUERY), stream(model, processor, video, QUERY))
+
+
+# --- The study -------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_goes_on_where_it_was(miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["--model", str(miniature), "--frames", "48", "--repeats", "2"]
+    arguments += ["--out", str(tmp_path / "out"), "--folder", str(tmp_path / "runs")]
+    assert main(arguments) == 0
+    study = json.loads((tmp_path / "out" / "streaming.json").read_text())
+    (row,) = study["rows"]
+    assert row["frames"] == 48
+    assert row["visual_tokens"] == 4 * 16 + 44 + 1
+    assert study["stamp"]["commit"] or study["stamp"]["versions"]
+    runs = sorted((tmp_path / "runs").glob("run-*.json"))
+    assert len(runs) == 2
+    seconds = [json.loads(run.read_text())["row"]["seconds"] for run in runs]
+    assert row["seconds"] == pytest.approx(sum(seconds) / 2)
+    # One run is lost, the other is kept.
+    kept = runs[0].stat().st_mtime_ns
+    runs[1].unlink()
+    assert main(arguments) == 0
+    assert runs[0].stat().st_mtime_ns == kept
+    assert runs[1].is_file()
+    content = json.loads(runs[0].read_text())
+    content["settings"]["weights"] = "other"
+    runs[0].write_text(json.dumps(content))
+    assert main(arguments) == 2
+    assert "of another evaluation" in capsys.readouterr().err
+
+
+def test_exponents_are_those_of_the_times() -> None:
+    rows = [
+        {"frames": n, "stages": [{"stage": "a", "cpu_seconds": 3e-3 * n}, {"stage": "b", "cpu_seconds": 1e-6 * n**2}]}
+        for n in (1000, 2000, 5000)
+    ]
+    assert time_exponents(rows) == pytest.approx({"a": 1, "b": 2})
+    assert time_exponents(rows[:1]) == {}
+
+
+def test_the_table_says_what_was_not_run(
+    video: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor, tmp_path: Path
+) -> None:
+    table = results_table(tmp_path)
+    assert {row[2] for row in table[1:]} == {"not run"}
+    world = long_video(tmp_path / "videos", 40)
+    measured = measured_answer(model, processor, world.path, QUERY, max_new_tokens=2)
+    row = result_of(measured, world) | {"frames": 2000}
+    assert json.loads(json.dumps(row)) == row
+    study = {"study": "streaming", "parameters": {}, "rows": [row], "stamp": {"commit": "0123456789"}}
+    (tmp_path / "streaming.json").write_text(json.dumps(study))
+    found = {line[0]: line[2:] for line in results_table(tmp_path)[1:5]}
+    assert found["1,000"][0] == "not run"
+    assert found["2,000"][0].endswith(" s")
+    assert found["2,000"][-1] == "0123456"
+
+
+# --- Before a run ----------------------------------------------------------------------------------------------------
+
+
+def test_preflight_names_what_is_lacking(miniature: Path, tmp_path: Path) -> None:
+    fine = {"device": "cpu", "dtype": "float32", "folder": tmp_path / "new" / "folder"}
+    findings = dict(preflight(miniature, 10_000, **fine))
+    assert findings["context"] == "10,061 visual tokens of 131,072 positions"
+    assert findings["disk"].startswith("0.1 GB needed")
+    with_store = preflight(miniature, 10_000, **fine, store=True)
+    assert dict(with_store)["disk"].startswith("0.13 GB needed")
+    for changes, message in (
+        ({"dtype": "int8"}, "dtype must be one of"),
+        ({"device": "cuda:77"}, "device must be one that torch can use here"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            preflight(miniature, 10_000, **fine | changes)
+    with pytest.raises(ValueError, match=r"do not fit the language model's 131,072"):
+        preflight(miniature, 140_000, **fine)
+    bare = tmp_path / "bare"
+    ViLaMPConfig.paper().save_pretrained(bare)
+    with pytest.raises(ValueError, match="holds no weights"):
+        preflight(bare, 600, **fine)
+    (bare / "model.safetensors").touch()
+    # On any machine: float32 weights of 33 GB and a wish for the widest context there is.
+    ViLaMPConfig.paper(max_keyframes=600).save_pretrained(bare)
+    with pytest.raises(ValueError, match="do not fit the language model's 32,768"):
+        preflight(bare, 10_000, **fine)
