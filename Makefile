@@ -33,8 +33,10 @@ figures: $(STAMP)  ## make the committed figures/ again
 	$(BIN)/vilamp keyframes data/photo_tour.mp4 "a cup of coffee on a wooden table" --encoder conse --max-keyframes 8 \
 		--strip figures/film_strip.png
 
-studies: $(STAMP)  ## the recorded full studies of notebooks 07 and 08, in figures/results; goes on where it was stopped
+studies: $(STAMP)  ## the recorded full runs of notebooks 05, 07 and 08, in figures/results; goes on where it was stopped
 	$(BIN)/python -m vilamp_lite.evaluation.recorded --processes 2
+	$(BIN)/python -m vilamp_lite.evaluation.streaming
+	$(BIN)/python -m vilamp_lite.evaluation.streaming --name streaming_100000 --frames 100000 --repeats 1 --folder runs/streaming_100000
 
 course: $(STAMP)  ## the graded course: release version in runs/course, grading checked
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[course]"
