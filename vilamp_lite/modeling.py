@@ -49,7 +49,7 @@ from vilamp_lite.progress import progress_bar
 from vilamp_lite.video import FrameBatch, FrameStream, frames_at, stream_frames
 
 FRAMES_AT_ONCE = 8  # their activations are all that the vision tower holds
-TOKENS_AT_ONCE = 1024  # of a prompt; their activations are all that the language model holds beside its cache
+TOKENS_AT_ONCE = 512  # of a prompt; their activations are all that the language model holds beside its cache
 _IGNORED = -100  # a label that does not count
 
 # The arguments of `forward` that bring videos.
