@@ -112,7 +112,7 @@ A small ViLaMP (arXiv 2504.02438) trained from nothing on a synthetic world, to 
 a laptop. It answers five families of questions about TinyWorld videos and knows nothing else. Apache-2.0.
 
     vilamp tinyworld --frames 2048 --depth 0.5 --family companion --seed 7 --out needle.mp4
-    vilamp ask needle.mp4 "what is with the star?"
+    vilamp ask needle.mp4 "what is with the heart?"
 
 `model.safetensors` holds the whole model, `selector/` its dual encoder by itself, `qformer/` the Q-Former of Table 2
 in miniature. All weights are float32.
