@@ -9,7 +9,7 @@ NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: run test test-ui notebooks figures studies course book lint bench data clean
+.PHONY: run test test-ui notebooks figures studies table course book lint bench data clean
 
 run: $(STAMP)  ## every notebook on the bundled data; executed copies, HTML and figures in runs/
 	$(BIN)/python -m vilamp_lite.reproduce
@@ -37,6 +37,9 @@ studies: $(STAMP)  ## the recorded full runs of notebooks 05, 07 and 08, in figu
 	$(BIN)/python -m vilamp_lite.evaluation.recorded --processes 2
 	$(BIN)/python -m vilamp_lite.evaluation.streaming
 	$(BIN)/python -m vilamp_lite.evaluation.streaming --name streaming_100000 --frames 100000 --repeats 1 --folder runs/streaming_100000
+
+table: $(STAMP)  ## the README's results against the paper, from the notebooks it quotes
+	$(BIN)/python -m vilamp_lite.evaluation.against_paper
 
 course: $(STAMP)  ## the graded course: release version in runs/course, grading checked
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[course]"

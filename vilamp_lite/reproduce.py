@@ -5,11 +5,13 @@
 
 import ast
 import base64
+import json
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import nbformat
@@ -191,6 +193,12 @@ def _require_known(notebook: Path, known: Mapping[str, Parameter], names: Iterab
         raise ValueError(f"{notebook.name} has no parameter {', '.join(unknown)}; {has}")
 
 
+def code_checksum(notebook: Path) -> str:
+    """Tell a notebook's code from another's, whatever its texts and outputs."""
+    code = [cell.source for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code"]
+    return sha256(json.dumps(code).encode()).hexdigest()[:16]
+
+
 def run_notebook(
     notebook: Path, folder: Path, parameters: Mapping[str, object] | None = None, time_limit: float = TIME_LIMIT
 ) -> Run:
@@ -244,7 +252,8 @@ def run_notebook(
     seconds, failure = time.monotonic() - start, failure and " ".join(failure.split())
     run = Run(notebook.stem, seconds, _export(executed), metrics, failure)
     seeds = {name: value for name, value in values.items() if "seed" in name}
-    keep_result(folder / RESULT, asdict(run) | make_stamp(parameters=values, seeds=seeds))
+    about = {"code": code_checksum(notebook), "parameters": values, "seeds": seeds}
+    keep_result(folder / RESULT, asdict(run) | make_stamp(**about))
     return run
 
 

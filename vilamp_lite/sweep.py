@@ -25,7 +25,6 @@ from hashlib import sha256
 from itertools import product
 from pathlib import Path
 
-import nbformat
 import pandas as pd
 import yaml
 from dask.distributed import Client, LocalCluster, as_completed
@@ -33,7 +32,14 @@ from dask.system import CPU_COUNT
 from filelock import FileLock, Timeout
 
 from vilamp_lite.progress import progress_bar
-from vilamp_lite.reproduce import RESULT, TIME_LIMIT, check_parameters, find_notebook, run_notebook
+from vilamp_lite.reproduce import (
+    RESULT,
+    TIME_LIMIT,
+    check_parameters,
+    code_checksum,
+    find_notebook,
+    run_notebook,
+)
 
 _FIELDS = ("notebook", "parameters", "fixed", "metric", "figure")
 _FIGURES = ({"x"}, {"x", "hue"}, {"x", "y"})
@@ -60,7 +66,7 @@ class Sweep:
 
     def cells(self) -> dict[str, dict[str, object]]:
         """The grid's cells, the last parameter changing fastest: each one's name and the parameters it sets."""
-        code = [cell.source for cell in nbformat.read(self.notebook, 4).cells if cell.cell_type == "code"]
+        code = code_checksum(self.notebook)
         defaults = check_parameters(self.notebook, {})
         cells = {}
         for values in product(*self.grid.values()):

@@ -1,0 +1,154 @@
+"""The README's table of results against the paper, made from committed result files.
+
+`make table` runs the notebooks that it quotes, keeps each one's `result.json` as figures/results/notebooks/NAME.json,
+and writes the table. Nothing in it is written by hand.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vilamp_lite.evaluation.recorded import RESULTS
+from vilamp_lite.reproduce import NOTEBOOKS, RESULT, code_checksum, run_notebook
+from vilamp_lite.stamp import ROOT, keep_result
+
+README = ROOT / "README.md"
+KEPT = RESULTS / "notebooks"
+START, END = "<!-- results: made by `make table` -->\n", "<!-- end of results -->\n"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A question, what the paper says to it, and what this repository measures.
+
+    Attributes:
+        question: in words.
+        paper: its figure with the trust letter, or "not verified".
+        notebook: whose metrics answer it.
+        here: the answer, in which `{name:format}` stands for a metric.
+        differs: what is not as in the paper.
+    """
+
+    question: str
+    paper: str
+    notebook: str
+    here: str
+    differs: str
+
+
+_TOUR = "two minutes of photographs; `conse`, far weaker than CLIP"
+_EMBEDDING, _KEYFRAMES, _MERGING = "01_frame_embedding", "02_differential_keyframe_selection", "03_patch_merging"
+
+ROWS = (
+    Row(
+        "How alike are the frames most relevant to a query, against all frames?",
+        "mean cosine above 0.8, against 0.54 to 0.61 (C)",
+        _EMBEDDING,
+        "{cosine_most_relevant:.2f}, against {cosine_all:.2f}",
+        _TOUR,
+    ),
+    Row(
+        "Does the first keyframe show the right scene? (Hit@1)",
+        "not verified",
+        _KEYFRAMES,
+        "{hit_at_1_dks:.2f} of the queries; by chance {hit_at_1_chance:.2f}",
+        _TOUR,
+    ),
+    Row(
+        "Is it among the first five? (Hit@5)",
+        "not verified",
+        _KEYFRAMES,
+        "DKS {hit_at_5_dks:.2f}, k-means {hit_at_5_kmeans:.2f}, MMR {hit_at_5_mmr:.2f}, AKS {hit_at_5_adaptive:.2f}, "
+        "top-K {hit_at_5_top_relevance:.2f}, uniform {hit_at_5_uniform:.2f}",
+        _TOUR,
+    ),
+    Row(
+        "How near is a merged token to the query, against a mean of patches?",
+        "not verified",
+        _MERGING,
+        "cosine {relevance_differential:.2f}, against {relevance_mean:.2f}",
+        _TOUR + "; bare cosines, nothing learned",
+    ),
+    Row(
+        "Does a merged token alone find its frame, against a mean?",
+        "not verified",
+        _MERGING,
+        "precision {precision_differential:.2f}, against {precision_mean:.2f}; without the redundancy term "
+        "{precision_without_redundancy:.2f}",
+        _TOUR + "; bare cosines, nothing learned",
+    ),
+)
+
+
+def render(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Write the table as Markdown.
+
+    Args:
+        results: of each notebook that `ROWS` name, its `result.json`.
+
+    Raises:
+        ValueError: a metric that the notebook did not record.
+    """
+    lines = ["| question | paper | here | what differs | again |", "|---|---|---|---|---|"]
+    for row in ROWS:
+        metrics = results[row.notebook]["metrics"]
+        try:
+            here = row.here.format(**metrics)
+        except KeyError as error:
+            raise ValueError(f"{row.notebook} does not record {error}: its notebook and `ROWS` must agree") from None
+        again = f"`vilamp reproduce {row.notebook[:2]}`"
+        lines.append(f"| {row.question} | {row.paper} | {here} | {row.differs} | {again} |")
+    return "\n".join(lines) + "\n"
+
+
+def kept_results(folder: Path = KEPT) -> dict[str, dict[str, Any]]:
+    """Read the committed results of the notebooks that the table quotes.
+
+    Raises:
+        ValueError: one is not there, is of an earlier version of its notebook, or ended with an error.
+    """
+    results = {}
+    for name in dict.fromkeys(row.notebook for row in ROWS):
+        file = folder / f"{name}.json"
+        if not file.is_file():
+            raise ValueError(f"there is no {file}: `make table` makes it")
+        result = json.loads(file.read_text())
+        if result["code"] != code_checksum(NOTEBOOKS / f"{name}.ipynb"):
+            raise ValueError(f"{file} is older than its notebook: `make table` makes it again")
+        if result["error"]:
+            raise ValueError(f"{file} is of a run that failed: {result['error']}")
+        results[name] = result
+    return results
+
+
+def placed(text: str, table: str) -> str:
+    """Put the table between the README's two markers.
+
+    Raises:
+        ValueError: the markers are not there, once each and in order.
+    """
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end or START in rest or END in after:
+        raise ValueError(f"README.md must hold {START.strip()} and then {END.strip()}, once each")
+    return before + START + table + END + after
+
+
+def main() -> int:
+    """Run the quoted notebooks, keep their results and write the README's table."""
+    for name in dict.fromkeys(row.notebook for row in ROWS):
+        folder = ROOT / "runs" / "table" / name
+        if error := run_notebook(NOTEBOOKS / f"{name}.ipynb", folder).error:
+            print(f"error: {name}: {error}", file=sys.stderr)
+            return 1
+        keep_result(KEPT / f"{name}.json", json.loads((folder / RESULT).read_text()))
+        print(KEPT / f"{name}.json")
+    README.write_text(placed(README.read_text(), render(kept_results())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
