@@ -1,7 +1,7 @@
-"""The README's table of results against the paper, made from committed result files.
+"""The README's tables, of results against the paper and of long runs, made from committed result files.
 
-`make table` runs the notebooks that it quotes, keeps each one's `result.json` as figures/results/notebooks/NAME.json,
-and writes the table. Nothing in it is written by hand.
+`make table` runs the notebooks that the first one quotes, keeps each one's `result.json` as
+figures/results/notebooks/NAME.json, and writes both tables. Nothing in them is written by hand.
 """
 
 import json
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from vilamp_lite.evaluation.recorded import RESULTS
+from vilamp_lite.evaluation.streaming import results_table
 from vilamp_lite.reproduce import NOTEBOOKS, RESULT, code_checksum, run_notebook
 from vilamp_lite.stamp import ROOT, keep_result
 
 README = ROOT / "README.md"
 KEPT = RESULTS / "notebooks"
-START, END = "<!-- results: made by `make table` -->\n", "<!-- end of results -->\n"
+START, END = "<!-- {}: made by `make table` -->\n", "<!-- end of {} -->\n"
 
 
 @dataclass(frozen=True)
@@ -124,21 +125,43 @@ def kept_results(folder: Path = KEPT) -> dict[str, dict[str, Any]]:
     return results
 
 
-def placed(text: str, table: str) -> str:
-    """Put the table between the README's two markers.
+def render_runs() -> str:
+    """Write the table of runs from file to answer as Markdown; what nobody has run says so."""
+    head, *rows = results_table()
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *rows))
+
+
+def placed(text: str, tables: Mapping[str, str]) -> str:
+    """Put each table between its two markers.
+
+    Args:
+        text: the README.
+        tables: Markdown by the markers' name.
 
     Raises:
-        ValueError: the markers are not there, once each and in order.
+        ValueError: markers are not there, once each and in order.
     """
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end or START in rest or END in after:
-        raise ValueError(f"README.md must hold {START.strip()} and then {END.strip()}, once each")
-    return before + START + table + END + after
+    for name, table in tables.items():
+        opening, closing = START.format(name), END.format(name)
+        before, start, rest = text.partition(opening)
+        _, end, after = rest.partition(closing)
+        if not start or not end or opening in rest or closing in after:
+            raise ValueError(f"README.md must hold {opening.strip()} and then {closing.strip()}, once each")
+        text = before + opening + table + closing + after
+    return text
+
+
+def tables() -> dict[str, str]:
+    """Both tables, by the names of their markers.
+
+    Raises:
+        ValueError: as `kept_results` and `render`.
+    """
+    return {"results": render(kept_results()), "runs": render_runs()}
 
 
 def main() -> int:
-    """Run the quoted notebooks, keep their results and write the README's table."""
+    """Run the quoted notebooks, keep their results and write the README's tables."""
     for name in dict.fromkeys(row.notebook for row in ROWS):
         folder = ROOT / "runs" / "table" / name
         if error := run_notebook(NOTEBOOKS / f"{name}.ipynb", folder).error:
@@ -146,7 +169,7 @@ def main() -> int:
             return 1
         keep_result(KEPT / f"{name}.json", json.loads((folder / RESULT).read_text()))
         print(KEPT / f"{name}.json")
-    README.write_text(placed(README.read_text(), render(kept_results())))
+    README.write_text(placed(README.read_text(), tables()))
     return 0
 
 
