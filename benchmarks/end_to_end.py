@@ -107,10 +107,15 @@ def hold_all(
     tokens = torch.cat([kept.get(number, token[None]) for number, token in enumerate(merged)])
 
     video_embeds = [torch.cat([tokens, model.video_newline[None]])]
-    output = model(**processor.prompts([question]), video_embeds=video_embeds, use_cache=True, logits_to_keep=0)
+    placed = model.place_videos(processor.prompts([question])["input_ids"], video_embeds)
+    read = {"inputs_embeds": placed.inputs_embeds, "attention_mask": placed.attention_mask}
+    output = model(**read, position_ids=placed.position_ids, use_cache=True, logits_to_keep=0)
     answer = [output.logits[:, -1:].argmax(dim=-1)]
     while len(answer) < NEW_TOKENS:
-        step = model(input_ids=answer[-1], past_key_values=output.past_key_values, use_cache=True)
+        position = placed.position_ids[:, -1:] + len(answer)
+        step = model(
+            input_ids=answer[-1], position_ids=position, past_key_values=output.past_key_values, use_cache=True
+        )
         answer.append(step.logits[:, -1:].argmax(dim=-1))
     return torch.cat(answer, dim=1)
 
