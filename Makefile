@@ -15,7 +15,7 @@ run: $(STAMP)  ## every notebook on the bundled data; executed copies, HTML and 
 	$(BIN)/python -m vilamp_lite.reproduce
 
 test: $(STAMP)  ## every test, then the stored outputs of every notebook
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 	VILAMP_HEADLESS=1 $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 $(NOTEBOOKS)
 
 test-ui: book  ## every notebook in JupyterLab and every page of the book, in headless Chromium

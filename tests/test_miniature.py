@@ -768,7 +768,7 @@ def test_peers_ask_the_same_questions(model: ViLaMPForConditionalGeneration, exa
         for seed in range(5):
             video, (prompt, labels) = task._video(np.random.default_rng(seed), "attribute", 256, "dks", "dfm")
             assert 256 - per_frame < len(video.embeds) + len(prompt) - 1 <= 256
-            assert sum(label >= 0 for label in labels) == 2  # a color, and the end
+            assert sum(label >= 0 for label in labels) == 3  # a color, early and again, and the end
 
 
 def test_assembled_around_the_encoder() -> None:
