@@ -37,6 +37,22 @@ _errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Video = Annotated[Path, typer.Argument(metavar="VIDEO", help="A video file.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+ModelFolder = Annotated[
+    Path | None, typer.Option(help="A checkpoint directory: ours, or in the authors' format.", show_default=False)
+]
+TokenizerName = Annotated[
+    str | None, typer.Option(help="The language model's, for a checkpoint without one.", show_default=False)
+]
+SelectorTokenizer = Annotated[
+    str | None, typer.Option(help="The selector's, for a checkpoint without one.", show_default=False)
+]
+Fps = Annotated[float | None, typer.Option(help="Frames sampled per second.", show_default="the checkpoint's")]
+MaxFrames = Annotated[
+    int | None, typer.Option(help="The most frames to sample, spread over the video.", show_default="no limit")
+]
+Device = Annotated[
+    str | None, typer.Option(help="Where the model runs, such as cpu or cuda.", show_default="a GPU if any")
+]
 
 
 class Dtype(StrEnum):
@@ -103,9 +119,7 @@ def keyframes(
         float | None, typer.Option(help="Visit no frame less relevant than this.", show_default="none")
     ] = None,
     fps: Annotated[float, typer.Option(help="Frames sampled per second.")] = 1.0,
-    max_frames: Annotated[
-        int | None, typer.Option(help="The most frames to sample, spread over the video.", show_default="no limit")
-    ] = None,
+    max_frames: MaxFrames = None,
     device: Annotated[
         str | None, typer.Option(help="Where the encoder runs, such as cpu or cuda.", show_default="a GPU if any")
     ] = None,
@@ -204,29 +218,16 @@ def encode(
     out: Annotated[
         Path | None, typer.Option(help="The store, a folder.", show_default="VIDEO with the ending .features")
     ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(help="A checkpoint directory: ours, or in the authors' format.", show_default=False),
-    ] = None,
+    model: ModelFolder = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Try the way with a tiny random model.")
     ] = False,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="The language model's, for a checkpoint without one.", show_default=False)
-    ] = None,
-    selector_tokenizer: Annotated[
-        str | None, typer.Option(help="The selector's, for a checkpoint without one.", show_default=False)
-    ] = None,
-    fps: Annotated[
-        float | None, typer.Option(help="Frames sampled per second.", show_default="the checkpoint's")
-    ] = None,
-    max_frames: Annotated[
-        int | None, typer.Option(help="The most frames to sample, spread over the video.", show_default="no limit")
-    ] = None,
+    tokenizer: TokenizerName = None,
+    selector_tokenizer: SelectorTokenizer = None,
+    fps: Fps = None,
+    max_frames: MaxFrames = None,
     stored: Annotated[Dtype, typer.Option(help="Type of the stored patches.")] = Dtype.FLOAT16,
-    device: Annotated[
-        str | None, typer.Option(help="Where the model runs, such as cpu or cuda.", show_default="a GPU if any")
-    ] = None,
+    device: Device = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Of the weights.", show_default="as in the checkpoint")] = None,
     force: Annotated[bool, typer.Option("--force", help="Let the miniature encode other footage.")] = False,
     as_json: AsJson = False,
@@ -266,35 +267,22 @@ def ask(
         Path, typer.Argument(metavar="VIDEO", help="A video file, or a store of `vilamp encode`.", show_default=False)
     ],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to answer.", show_default=False)],
-    model: Annotated[
-        Path | None,
-        typer.Option(help="A checkpoint directory: ours, or in the authors' format.", show_default=False),
-    ] = None,
+    model: ModelFolder = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Try the way with a tiny random model; its answers mean nothing.")
     ] = False,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="The language model's, for a checkpoint without one.", show_default=False)
-    ] = None,
-    selector_tokenizer: Annotated[
-        str | None, typer.Option(help="The selector's, for a checkpoint without one.", show_default=False)
-    ] = None,
+    tokenizer: TokenizerName = None,
+    selector_tokenizer: SelectorTokenizer = None,
     max_keyframes: Annotated[
         int | None, typer.Option(help="K, the most keyframes.", show_default="the checkpoint's")
     ] = None,
     similarity_threshold: Annotated[
         float | None, typer.Option(help="τ, the largest cosine of two keyframes.", show_default="the checkpoint's")
     ] = None,
-    fps: Annotated[
-        float | None, typer.Option(help="Frames sampled per second.", show_default="the checkpoint's")
-    ] = None,
-    max_frames: Annotated[
-        int | None, typer.Option(help="The most frames to sample, spread over the video.", show_default="no limit")
-    ] = None,
+    fps: Fps = None,
+    max_frames: MaxFrames = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
-    device: Annotated[
-        str | None, typer.Option(help="Where the model runs, such as cpu or cuda.", show_default="a GPU if any")
-    ] = None,
+    device: Device = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Of the weights.", show_default="as stored")] = None,
     force: Annotated[bool, typer.Option("--force", help="Let the miniature answer about other footage.")] = False,
     as_json: AsJson = False,
@@ -843,9 +831,7 @@ def niah(
     out: Annotated[
         Path | None, typer.Option(help="Keep what is finished in this folder, and skip it.", show_default=False)
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Where the model runs, such as cpu or cuda.", show_default="a GPU if any")
-    ] = None,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask about needles in haystacks (the paper's Fig. 2): TinyWorld's, each combination of the lists a cell; or CASES.

@@ -34,7 +34,7 @@ from vilamp_lite.evaluation.studies import (
 )
 from vilamp_lite.miniature import Recipe, curves
 from vilamp_lite.peers import PEERS
-from vilamp_lite.stamp import ROOT, make_stamp
+from vilamp_lite.stamp import ROOT, keep_result, make_stamp
 from vilamp_lite.tinyworld import MINIATURE
 from vilamp_lite.training import smoothed
 
@@ -199,8 +199,7 @@ def _possible(name: str, trained: Model) -> bool:
 
 def _write(study: Study, name: str, out: Model) -> Path:
     file = Path(out) / f"{name}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(study, indent=1, ensure_ascii=False) + "\n")
+    keep_result(file, study)
     return file
 
 
