@@ -544,6 +544,22 @@ def test_long_alignment_videos_ask_many_questions(model: ViLaMPForConditionalGen
     assert max(asked) > 3
 
 
+@torch.no_grad()
+def test_frames_of_a_scene_lie_together(model: ViLaMPForConditionalGeneration, examples: Examples) -> None:
+    task, bank = AlignmentTask(model, examples), examples.bank
+    (scene, cell), *others = task.things[np.unique(task.things[:, 0], return_index=True)[1]][:7]
+    single = np.array([(scene, cell)] * 4 + others)
+    frames = bank.first_frame[scene] + np.arange(bank.lengths[scene])
+    own = model.merged_connector(task.patches(frames)[:, cell])
+    for seed in range(5):
+        video, _ = task._video(np.random.default_rng(seed), np.array([scene]), single)
+        away = torch.cdist(video.embeds, own, compute_mode="donot_use_mm_for_euclid_dist").amin(dim=1)
+        of_scene = (away < 1e-5) | (video.kind_of_token == TokenKind.PATCH)
+        assert of_scene.sum() == 4 + model.config.tokens_per_keyframe
+        places = of_scene.nonzero()
+        assert places.max() - places.min() + 1 == len(places)
+
+
 def test_contrastive_learns(examples: Examples) -> None:
     """A few steps on the same batch, and it is matched and named better."""
     task = ContrastiveTask(random_encoder().requires_grad_(True))
