@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from vilamp_lite.evaluation import figures
-from vilamp_lite.evaluation.figures import ablation_figure, interval, niah_figure, peers_figure, training_figure
+from vilamp_lite.evaluation.figures import (
+    ablation_figure,
+    attention_figure,
+    differences_figure,
+    interval,
+    niah_figure,
+    peers_figure,
+    sensitivity_figure,
+    setting_figure,
+    training_figure,
+)
 from vilamp_lite.evaluation.recorded import TRAINING
 from vilamp_lite.evaluation.studies import ALL
 
@@ -95,6 +105,79 @@ def test_a_variant_can_be_set_off(studies: dict[str, dict]) -> None:
         assert marked.get_color() != every.get_color()
         plt.close(figure)
     assert interval(studies["ablation"]["rows"][0]) == (0.3, 0.25, 0.35)
+
+
+def test_thresholds_run_down_and_temperatures_across() -> None:
+    about = {"thresholds": [0.5, 0.85], "temperature_factors": [0.1, 1, 10], "temperature": 0.07}
+    about["reference"] = {"similarity_threshold": 0.85, "temperature_factor": 1.0}
+    rows = [
+        row(tau + 0.01 * factor, similarity_threshold=tau, temperature_factor=float(factor), family=family)
+        for tau in about["thresholds"]
+        for factor in about["temperature_factors"]
+        for family in ("companion", ALL)
+    ]
+    figure = sensitivity_figure({"parameters": about, "rows": rows}, "companion")
+    axis = figure.axes[0]
+    assert np.array(axis.images[0].get_array()) == pytest.approx(np.array([[0.501, 0.51, 0.6], [0.851, 0.86, 0.95]]))
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["0.007", "0.07", "0.7"]
+    (frame,) = axis.patches
+    assert frame.get_xy() == (0.5, 0.5)  # the middle column, the lower row
+    plt.close(figure)
+
+
+@pytest.mark.parametrize(("setting", "values"), [("max_keyframes", [1, 2, 4]), ("redundancy_weight", [0.0, 0.5, 1.0])])
+def test_a_setting_has_a_panel_for_each_family_and_all(setting: str, values: list[float]) -> None:
+    about = {"families": FAMILIES, "reference": {setting: values[-1]}, setting: values}
+    rows = [
+        row(0.1 * (number + place), family=family, **{setting: value})
+        for number, value in enumerate(values)
+        for place, family in enumerate((*FAMILIES, ALL), start=1)
+    ]
+    figure = setting_figure({"parameters": about, "rows": rows})
+    assert [axis.get_title() for axis in figure.axes] == [*FAMILIES, ALL]
+    for place, axis in enumerate(figure.axes, start=1):
+        curve, own = axis.lines
+        assert curve.get_xdata().tolist() == values
+        assert curve.get_ydata().tolist() == pytest.approx([0.1 * (number + place) for number in range(3)])
+        assert set(own.get_xdata()) == {values[-1]}
+    plt.close(figure)
+
+
+def test_differences_have_a_panel_for_each_study() -> None:
+    studies = {
+        name: {
+            "rows": [
+                {
+                    "family": family,
+                    "difference": middle,
+                    "difference_low": middle - 0.1,
+                    "difference_high": middle + 0.2,
+                }
+                for family, middle in zip((*FAMILIES, ALL), (0.1, 0.2, 0.3), strict=True)
+            ]
+        }
+        for name in ("keyframe block", "grounding")
+    }
+    figure = differences_figure(studies, "with minus without")
+    assert [axis.get_title() for axis in figure.axes] == list(studies)
+    points = figure.axes[1].lines[-1]
+    assert points.get_xdata().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [*FAMILIES, ALL]
+    plt.close(figure)
+
+
+def test_attention_is_of_one_length_and_family() -> None:
+    rows = [
+        {"selector": s, "merger": "dfm", "frames": frames, "family": family, "curve": [0, level, 1]}
+        for s, base in (("dks", 0.5), ("uniform", 0.6))
+        for frames, more in ((256, 0.0), (512, 0.2))
+        for family, level in (("companion", base + more), (ALL, base + more + 0.1))
+    ]
+    figure = attention_figure({"parameters": {"attention_share": 0.9}, "rows": rows}, 512, "companion")
+    lines = figure.axes[0].lines
+    assert [line.get_label() for line in lines[:2]] == ["dks + dfm", "uniform + dfm"]
+    assert [line.get_ydata()[0] for line in lines[:2]] == pytest.approx([70, 80])
+    plt.close(figure)
 
 
 def test_the_committed_figures(studies: dict[str, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -544,6 +544,28 @@ def test_long_alignment_videos_ask_many_questions(model: ViLaMPForConditionalGen
     assert max(asked) > 3
 
 
+def test_keyframes_alone_are_asked_what_they_can_answer(
+    model: ViLaMPForConditionalGeneration, examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three times as many videos as short sequences, never a roll call, and two companions most often."""
+    task = MixedTask(model, examples)
+    asked = []
+    drawn = Examples.draw
+
+    def watched(self: Examples, random: np.random.Generator, family: str, num_frames: int) -> Example:
+        asked.append(family)
+        return drawn(self, random, family, num_frames)
+
+    monkeypatch.setattr(Examples, "draw", watched)
+    limits = task.alignment_share, task.alignment_share + task.drop_share
+    seed = next(s for s in range(100) if limits[0] < np.random.default_rng(s).random() < limits[1])
+    with torch.no_grad():
+        task(np.random.default_rng(seed), 20, 0.9)
+    assert len(asked) == 60
+    assert set(asked) == {"attribute", "companion", "two needles", "two companions"}
+    assert max(asked, key=asked.count) == "two companions"
+
+
 @torch.no_grad()
 def test_frames_of_a_scene_lie_together(model: ViLaMPForConditionalGeneration, examples: Examples) -> None:
     task, bank = AlignmentTask(model, examples), examples.bank

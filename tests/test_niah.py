@@ -120,9 +120,9 @@ def test_an_answer_is_the_models_own(
     read: list[MixedPrecisionSequence] = []
     generate = niah.generate_answer
 
-    def watched(model, processor, prompt, sequence, max_new_tokens) -> str:
+    def watched(model, processor, prompt, sequence, *options) -> str:
         read.append(sequence)
-        return generate(model, processor, prompt, sequence, max_new_tokens)
+        return generate(model, processor, prompt, sequence, *options)
 
     monkeypatch.setattr(niah, "generate_answer", watched)
     cell = Cell(150, 0.3, family, questions=2)

@@ -573,6 +573,8 @@ VARIANTS = (
 )
 # The harder a family is to learn, the more often it is asked.
 FAMILY_SHARES = {"attribute": 0.1, "companion": 0.15, "roll call": 0.25, "two needles": 0.2, "two companions": 0.3}
+# What keyframes alone can answer, likewise; a roll call is none of it.
+KEYFRAME_FAMILY_SHARES = {"attribute": 0.1, "companion": 0.2, "two needles": 0.2, "two companions": 0.5}
 FEWEST_POSITIONS = 16  # of a video; that many tokens or fewer have one each
 # From which share of the steps on sequences have how many tokens; a step has about the same number of tokens all along,
 # so short ones ask more questions: what is learned from them holds at length.
@@ -584,6 +586,7 @@ class MixedTask(MiniatureTask):
 
     alignment_share = 0.3  # of the steps: many questions about one video teach more than one question can
     drop_share = 0.1  # of the steps: keyframes alone, many short videos at once
+    drop_videos = 3  # times as many as in a step of the shortest sequences, for about as many tokens
 
     def __init__(
         self,
@@ -611,7 +614,8 @@ class MixedTask(MiniatureTask):
             conversations, videos, naming = self.alignment.draw(random, fitting, 1.0, others=length, keyframes_only=0.0)
         else:
             drop = kind < self.alignment_share + self.drop_share
-            conversations, videos, naming = *self._draw(random, batch_size if drop else fitting, length, drop), 0.0
+            count = self.drop_videos * batch_size if drop else fitting
+            conversations, videos, naming = *self._draw(random, count, length, drop), 0.0
         loss, accuracy = self.answer_loss(conversations, videos, self._steps(random, videos))
         return loss + self.alignment.naming_weight * naming, accuracy
 
@@ -627,8 +631,9 @@ class MixedTask(MiniatureTask):
     ) -> tuple[list[tuple[list[int], list[int]]], list[MixedPrecisionSequence]]:
         """Questions about videos of `length` tokens, one each; with `drop` these have keyframes only."""
         conversations, videos = [], []
+        shares = KEYFRAME_FAMILY_SHARES if drop else FAMILY_SHARES
         for _ in range(count):
-            family = str(random.choice(list(FAMILY_SHARES), p=list(FAMILY_SHARES.values())))
+            family = str(random.choice(list(shares), p=list(shares.values())))
             selector, merger = ("dks", "drop") if drop else self._variant(random)
             video, conversation = self._video(random, family, length, selector, merger)
             videos.append(video)

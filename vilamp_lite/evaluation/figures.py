@@ -4,6 +4,7 @@
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 
 from vilamp_lite import plots
 from vilamp_lite.evaluation.recorded import RESULTS, TRAINING, load_result
-from vilamp_lite.evaluation.report import Row, find
+from vilamp_lite.evaluation.report import Row, find, variant_name
 from vilamp_lite.evaluation.studies import ALL, Study
 from vilamp_lite.tinyworld.questions import FAMILIES
 
@@ -66,6 +67,59 @@ def peers_figure(study: Study, family: str = ALL) -> Figure:
     methods = dict.fromkeys(row["method"] for row in rows)
     curves = {name: {row["tokens"]: interval(row) for row in rows if row["method"] == name} for name in methods}
     return plots.accuracy_by_tokens(curves, chance)
+
+
+def sensitivity_figure(study: Study, family: str = ALL) -> Figure:
+    """Table 6: accuracy over τ and α, from `sensitivity_study` at one length."""
+    about = study["parameters"]
+    thresholds, factors = about["thresholds"], about["temperature_factors"]
+    accuracy = [
+        [
+            find(study["rows"], family=family, similarity_threshold=tau, temperature_factor=factor)["accuracy"]
+            for factor in factors
+        ]
+        for tau in thresholds
+    ]
+    own = about["reference"]["similarity_threshold"], about["temperature"]
+    return plots.threshold_heat_map(
+        np.array(accuracy), thresholds, [about["temperature"] * factor for factor in factors], own
+    )
+
+
+_SETTINGS = {"max_keyframes": "K, keyframes at most", "redundancy_weight": "λ, weight of redundancy in the merge"}
+
+
+def setting_figure(study: Study) -> Figure:
+    """Fig. 6, or λ: accuracy by one setting and family, from `keyframes_study` or `redundancy_study` at one length."""
+    about = study["parameters"]
+    ((setting, own),) = about["reference"].items()
+    accuracy = {
+        family: [interval(find(study["rows"], family=family, **{setting: value})) for value in about[setting]]
+        for family in (*about["families"], ALL)
+    }
+    return plots.setting_curves(about[setting], accuracy, _SETTINGS[setting], own, log=setting == "max_keyframes")
+
+
+def differences_figure(studies: Mapping[str, Study], label: str) -> Figure:
+    """Two models or settings on the same questions, by family: a panel for each `comparison_study` at one length.
+
+    Args:
+        studies: by the panel's title.
+        label: what was subtracted from what.
+    """
+    paired = ("difference", "difference_low", "difference_high")
+    differences = {
+        name: {row["family"]: tuple(row[end] for end in paired) for row in study["rows"]}
+        for name, study in studies.items()
+    }
+    return plots.paired_differences(differences, label)
+
+
+def attention_figure(study: Study, frames: int, family: str = ALL) -> Figure:
+    """§3: the attention on the most attended frames, a curve for each variant, from `attention_study` at one length."""
+    rows = [row for row in study["rows"] if (row["frames"], row["family"]) == (frames, family)]
+    curves = {variant_name(row): row["curve"] for row in rows}
+    return plots.attention_concentration(curves, study["parameters"]["attention_share"])
 
 
 def main(folder: Path = RESULTS.parent) -> int:

@@ -1,6 +1,6 @@
 """Reading a study's rows: finding one, adding several up, and saying in words what they show."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vilamp_lite.evaluation.results import score
@@ -55,21 +55,97 @@ def verdict(row: Row, first: str, second: str) -> str:
     return f"{first} is {'better' if row['difference'] > 0 else 'worse'} than {second}"
 
 
-def not_best(rows: Sequence[Row]) -> list[str]:
-    """Say for every length and family where the first row's variant is not the best, and what is.
+def beside_claim(row: Row, claim: str) -> str:
+    """Set a claim of the paper, that a first is better than a second, beside the paired difference measured here.
 
     Args:
-        rows: of `ablation_study` or `niah_study`, the reference's first; all are compared with it in pairs.
+        row: with the paired difference, first minus second.
+        claim: in words.
     """
-    full = (rows[0]["selector"], rows[0]["merger"])
+    if row["p"] >= 0.05:
+        found = "neither confirmed nor contradicted here"
+    else:
+        found = "confirmed here" if row["difference"] > 0 else "contradicted here"
+    return f"{claim}: {found}, {difference_text(row)}"
+
+
+def spread_text(row: Row) -> str:
+    """Mean and standard deviation over seeds, and every seed's: "0.93 ± 0.02 (0.91, 0.93, 0.95)"."""
+    return f"{row['mean']:.2f} ± {row['spread']:.2f} ({', '.join(f'{one:.2f}' for one in row['accuracies'])})"
+
+
+def mean_text(row: Row, name: str) -> str:
+    """A mean of `attention_study` with its interval: "0.31 (0.28–0.34)"."""
+    return f"{row[name]:.2f} ({row['low'][name]:.2f}–{row['high'][name]:.2f})"
+
+
+def beside_figure(row: Row, name: str, figure: float) -> str:
+    """Set a mean of `attention_study` beside a figure of the paper: which is larger, by the mean's interval."""
+    low, high = row["low"][name], row["high"][name]
+    place = "above" if low > figure else "below" if high < figure else "not told apart from"
+    return f"{mean_text(row, name)}, {place} {figure:g}"
+
+
+def told_apart(rows: Sequence[Row]) -> str:
+    """Count the settings whose paired difference to the study's reference is shown at the 5 % level.
+
+    Args:
+        rows: of one length and family, with the difference reference minus row; the reference's own is not counted.
+
+    Raises:
+        ValueError: the study has no reference, since its own setting was not among those tried.
+    """
+    if not all("p" in row for row in rows):
+        raise ValueError("the model's own setting must be among those of the study")
+    worse, better = (sum(row["p"] < 0.05 and sign * row["difference"] > 0 for row in rows) for sign in (1, -1))
+    others = len(rows) - 1
+    return (
+        f"of {others} other settings {worse} are worse than as trained, {better} better, {others - worse - better} not "
+        "told apart (p < 0.05 each, not corrected for their number)"
+    )
+
+
+def source_text(study: Row) -> str:
+    """Where a study's numbers come from: the commit, and how much was asked.
+
+    Args:
+        study: with a row for each family, such as the recorded ones.
+    """
+    about = study["parameters"]
+    cell = f"{about['questions']} at each length, depth and family"
+    lengths = ", ".join(f"{frames:,}" for frames in about["frames"])
+    everything = about["questions"] * len(about["frames"]) * len(about["depths"]) * len(about["families"])
+    commit = str(study["stamp"]["commit"])[:10]
+    return f"commit {commit}; haystacks of {lengths} frames; {everything:,} questions of each variant, {cell}"
+
+
+def variant_name(row: Row) -> str:
+    """What rows with a selector and a merger are called: "dks + dfm"."""
+    return f"{row['selector']} + {row['merger']}"
+
+
+def not_best(rows: Sequence[Row], name: Callable[[Row], str] = variant_name, own: str | None = None) -> list[str]:
+    """Say for every length, depth, budget and family where one variant is not the best, and what is.
+
+    Args:
+        rows: of a study; all are compared in pairs with this variant.
+        name: what a row's variant is called.
+        own: the variant's name; that of the first row when left out.
+
+    Raises:
+        ValueError: no row has this name.
+    """
+    own = name(rows[0]) if own is None else own
+    if not any(name(row) == own for row in rows):
+        raise ValueError(f"no row is called {own!r}")
     found = []
-    for own in (row for row in rows if (row["selector"], row["merger"]) == full):
-        place = {name: own[name] for name in ("depth", "frames", "family") if name in own}
-        same = [row for row in rows if all(row[name] == value for name, value in place.items())]
-        best = max(same, key=lambda row: row["accuracy"])
-        if best["accuracy"] > own["accuracy"]:
+    for row in (row for row in rows if name(row) == own):
+        place = {field: row[field] for field in ("depth", "budget", "frames", "family") if field in row}
+        best = max((other for other in rows if place.items() <= other.items()), key=lambda other: other["accuracy"])
+        if best["accuracy"] > row["accuracy"]:
+            budget = f" and {row['budget']:,} tokens" if row.get("budget") else ""
             found.append(
-                f"{' + '.join(full)} is not best on {own['family']} at {own['frames']:,} frames: {best['selector']} + "
-                f"{best['merger']} {share_text(best)} against {share_text(own)}, difference {difference_text(best)}"
+                f"{own} is not best on {row['family']} at {row['frames']:,} frames{budget}: {name(best)} "
+                f"{share_text(best)} against {share_text(row)}, difference {difference_text(best)}"
             )
     return found
