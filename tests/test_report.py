@@ -1,0 +1,96 @@
+"""What is said about studies' rows: true for any numbers."""
+
+import pytest
+
+from vilamp_lite.evaluation.report import (
+    beside_claim,
+    beside_figure,
+    mean_text,
+    not_best,
+    source_text,
+    spread_text,
+    told_apart,
+)
+
+
+def row(accuracy: float, reference: float, p: float = 0.5, **about: object) -> dict:
+    difference = reference - accuracy
+    interval = {"low": accuracy - 0.1, "high": accuracy + 0.1, "accuracy": accuracy}
+    paired = {"difference": difference, "difference_low": difference - 0.1, "difference_high": difference + 0.1, "p": p}
+    return {"frames": 1024, "family": "all"} | about | interval | paired
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "word"),
+    [
+        (0.2, 0.01, "confirmed here, +0.20"),
+        (-0.2, 0.01, "contradicted here, -0.20"),
+        (0.2, 0.05, "neither confirmed nor contradicted here, +0.20"),
+        (0.0, 1.0, "neither confirmed nor contradicted here, +0.00"),
+    ],
+)
+def test_claims_stand_beside_differences(difference: float, p: float, word: str) -> None:
+    text = beside_claim(row(0.5, 0.5 + difference, p), "DKS is better than uniform frames")
+    assert text.startswith(f"DKS is better than uniform frames: {word}")
+
+
+def test_the_best_is_looked_for_at_the_same_place() -> None:
+    def name(row: dict) -> str:
+        return f"K = {row['k']}"
+
+    rows = [
+        row(0.7, 0.7, k=4),
+        row(0.9, 0.7, k=8),
+        row(0.8, 0.7, k=16),
+        row(1.0, 1.0, k=4, family="companion"),
+        row(1.0, 1.0, k=8, family="companion"),
+        row(0.6, 0.6, k=4, frames=2048),
+        row(0.5, 0.6, k=8, frames=2048),
+    ]
+    (sentence,) = not_best(rows, name)
+    wanted = (
+        "K = 4 is not best on all at 1,024 frames: K = 8 0.90 (0.80–1.00) against 0.70 (0.60–0.80), difference -0.20"
+    )
+    assert sentence.startswith(wanted)
+    (sentence,) = not_best(rows, name, "K = 8")
+    assert sentence.startswith("K = 8 is not best on all at 2,048 frames: K = 4 0.60")
+    with pytest.raises(ValueError, match="no row is called 'K = 5'"):
+        not_best(rows, name, "K = 5")
+
+
+def test_budgets_are_places_too() -> None:
+    rows = [
+        row(0.5 + 0.1 * n, 0.5, method=method, budget=128 * (n + 1)) for n in range(2) for method in ("full", "dense")
+    ]
+    assert not_best(rows, lambda row: row["method"]) == []
+    rows[-1]["accuracy"] = 0.9
+    (sentence,) = not_best(rows, lambda row: row["method"])
+    assert "full is not best on all at 1,024 frames and 256 tokens: dense 0.90" in sentence
+
+
+def test_means_and_spreads() -> None:
+    seeds = {"mean": 0.93, "spread": 0.0283, "accuracies": [0.91, 0.95]}
+    assert spread_text(seeds) == "0.93 ± 0.03 (0.91, 0.95)"
+    means = {"frames_needed": 0.312, "low": {"frames_needed": 0.28}, "high": {"frames_needed": 0.344}}
+    assert mean_text(means, "frames_needed") == "0.31 (0.28–0.34)"
+    for figure, place in ((0.05, "above 0.05"), (0.3, "not told apart from 0.3"), (0.5, "below 0.5")):
+        assert beside_figure(means, "frames_needed", figure) == f"0.31 (0.28–0.34), {place}"
+
+
+def test_settings_are_told_apart_by_their_pairs() -> None:
+    rows = [row(0.9, 0.9, 1.0), row(0.7, 0.9, 0.01), row(0.7, 0.9, 0.06), row(0.95, 0.9, 0.04), row(0.6, 0.9, 0.001)]
+    text = told_apart(rows)
+    assert text.startswith("of 4 other settings 2 are worse than as trained, 1 better, 1 not told apart")
+    del rows[1]["p"]
+    with pytest.raises(ValueError, match="own setting must be among those"):
+        told_apart(rows)
+
+
+def test_a_source_counts_every_question() -> None:
+    about = {"frames": [256, 2048], "depths": [0.0, 0.5, 1.0], "families": ["attribute", "companion"], "questions": 10}
+    study = {"parameters": about, "stamp": {"commit": "0123456789abcdef"}}
+    text = source_text(study)
+    assert text == (
+        "commit 0123456789; haystacks of 256, 2,048 frames; 120 questions of each variant, "
+        "10 at each length, depth and family"
+    )
