@@ -92,6 +92,8 @@ def test_peers_stand_at_their_tokens(studies: dict[str, dict]) -> None:
     for number, line in enumerate(lines[:2]):
         assert line.get_xdata().tolist() == [125, 253]
         assert line.get_ydata().tolist() == pytest.approx([0.2 + 0.1 * number] * 2)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["chance", "full", "dense"]
     plt.close(figure)
 
 

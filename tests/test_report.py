@@ -80,7 +80,7 @@ def test_means_and_spreads() -> None:
 def test_settings_are_told_apart_by_their_pairs() -> None:
     rows = [row(0.9, 0.9, 1.0), row(0.7, 0.9, 0.01), row(0.7, 0.9, 0.06), row(0.95, 0.9, 0.04), row(0.6, 0.9, 0.001)]
     text = told_apart(rows)
-    assert text.startswith("of 4 other settings 2 are worse than as trained, 1 better, 1 not told apart")
+    assert text.startswith("4 other settings: 2 worse than as trained, 1 better, 1 not told apart")
     del rows[1]["p"]
     with pytest.raises(ValueError, match="own setting must be among those"):
         told_apart(rows)

@@ -664,7 +664,7 @@ def variant_dots(
         axis.set_xticks([0, 0.5, 1])
     axes[0, 0].set_yticks(places, variants)
     axes[0, 0].invert_yaxis()
-    names = {"95 % interval": {"color": _BLUE, "marker": "o"}, "guessing": {"color": "black", "linestyle": "--"}}
+    names = {"95 % interval": {"color": _BLUE, "marker": "o"}, "chance": {"color": "black", "linestyle": "--"}}
     _legend(figure, names)
     return figure
 
@@ -740,12 +740,11 @@ def accuracy_by_tokens(curves: Mapping[str, Mapping[float, Interval]], chance: f
         shares, lows, highs = np.array([points[count] for count in tokens]).T
         bars = [shares - lows, highs - shares]
         axis.errorbar(tokens, shares, bars, color=colour, marker=marker, markersize=5, capsize=2, label=name)
-    axis.axhline(chance, color="0.4", linestyle="--", linewidth=1)
-    axis.annotate("chance", (0.995, chance), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="0.4")
+    axis.axhline(chance, color="black", linestyle="--", linewidth=1, label="chance")
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.set(xlabel="visual tokens", ylabel="accuracy, 95 % interval", ylim=(-0.03, 1.03))
-    figure.legend(loc="outside upper center", ncols=min(len(curves), 4), frameon=False)
+    figure.legend(loc="outside upper center", ncols=min(len(curves) + 1, 5), frameon=False, fontsize=9)
     return figure
 
 

@@ -100,8 +100,8 @@ def told_apart(rows: Sequence[Row]) -> str:
     worse, better = (sum(row["p"] < 0.05 and sign * row["difference"] > 0 for row in rows) for sign in (1, -1))
     others = len(rows) - 1
     return (
-        f"of {others} other settings {worse} are worse than as trained, {better} better, {others - worse - better} not "
-        "told apart (p < 0.05 each, not corrected for their number)"
+        f"{others} other settings: {worse} worse than as trained, {better} better, {others - worse - better} not told "
+        "apart (p < 0.05 each, not corrected for their number)"
     )
 
 
