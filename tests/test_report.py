@@ -68,6 +68,11 @@ def test_budgets_are_places_too() -> None:
     assert "full is not best on all at 1,024 frames and 256 tokens: dense 0.90" in sentence
 
 
+@pytest.mark.parametrize(("p", "text"), [(0.0483, "0.048"), (0.0504, "0.05"), (0.0532, "0.053"), (0.0321, "0.03")])
+def test_which_side_of_the_level_is_seen(p: float, text: str) -> None:
+    assert beside_claim(row(0.5, 0.6, p), "claim").endswith(f"p = {text})")
+
+
 def test_means_and_spreads() -> None:
     seeds = {"mean": 0.93, "spread": 0.0283, "accuracies": [0.91, 0.95]}
     assert spread_text(seeds) == "0.93 ± 0.03 (0.91, 0.95)"

@@ -422,6 +422,49 @@ def test_the_share_of_items_that_is_needed(attention: list[float], share: float,
     assert share_needed(np.array(attention, float), share) == needed
 
 
+def test_merged_patches_by_brute_force(miniature: Path) -> None:
+    exam = replace(SHORT, questions=2)
+    rows = attention_study(miniature, exam, variants=[("uniform", "dfm"), ("uniform", "mean")])["rows"]
+    assert "merged_patches_needed" not in find(rows, merger="mean", family=ALL)
+    row = find(rows, merger="dfm", family=ALL)
+    model = load_checkpoint(miniature)
+    model.language_model.set_attn_implementation("eager")
+    examiner = Examiner(model, load_processor(miniature, model.config), exam.seed, exam.pool)
+    haystacks = cell_haystacks(exam.variant("uniform", "dfm")[0], exam.seed, exam.pool)
+    examiner.features.encode(scene for haystack in haystacks for scene in haystack.scenes)
+    found = []
+    for haystack in haystacks:
+        sequence = examiner.sequence(haystack, "uniform", "dfm")
+        attention = answer_attention(model, examiner.processor, haystack.question.text, sequence).mean(dim=(0, 1))
+        _, patches = examiner.features.of(haystack.scenes)
+        patches = patches.float()
+        query = model.embed_query(**examiner.processor.selector_query([haystack.question.text]))[0].detach()
+        keyframes = sequence.keyframes.tolist()
+        sums, total = [0.0, 0.0, 0.0], 0.0
+        for frame in set(range(64)) - set(keyframes):
+            (place,) = (sequence.frame_of_token == frame).nonzero()[:, 0].tolist()
+            before = [k for k in keyframes if k < frame] or keyframes[:1]
+            reference = patches[before[-1]]
+            _, weights = model.merger(patches[[frame]], reference, query)
+            weights = weights[0].tolist()
+            cosines = [
+                float(torch.cosine_similarity(a, b, dim=0)) for a, b in zip(patches[frame], reference, strict=True)
+            ]
+            ranked = sorted(weights, reverse=True)
+            needed = next(n for n in range(17) if sum(ranked[:n]) >= 0.8 - 1e-6) / 16
+            values = needed, sum(w * c for w, c in zip(weights, cosines, strict=True)), sum(cosines) / 16
+            own = float(attention[place])
+            total += own
+            sums = [have + own * value for have, value in zip(sums, values, strict=True)]
+        found.append([value / total for value in sums])
+    for name, values in zip(
+        ("merged_patches_needed", "cosine_merged_patches", "cosine_all_patches"), zip(*found, strict=True), strict=True
+    ):
+        assert row[name] == pytest.approx(np.mean(values), abs=1e-3), name
+        assert row["low"][name] <= row[name] <= row["high"][name]
+    assert row["cosine_merged_patches"] != pytest.approx(row["cosine_all_patches"], abs=1e-3)
+
+
 def test_attention_by_brute_force(miniature: Path) -> None:
     exam = replace(SHORT, families=("two needles",), questions=2)
     (row, whole) = attention_study(miniature, exam, variants=[("dks", "dfm")])["rows"]

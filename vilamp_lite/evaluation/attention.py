@@ -9,6 +9,7 @@ import torch
 from vilamp_lite.checkpoints import load_checkpoint, load_processor
 from vilamp_lite.evaluation.niah import Examiner, cell_haystacks
 from vilamp_lite.evaluation.studies import ALL, FULL, Exam, Model, Row, Study, make_study
+from vilamp_lite.merging import merge_frames
 from vilamp_lite.modeling import MixedPrecisionSequence, TokenKind, ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
 from vilamp_lite.progress import progress_bar
@@ -45,7 +46,9 @@ def attention_study(
         of attention; most_attended, the attention on the most attended frames; on_keyframes and on_needles, the
         attention on these; on_video, the visual tokens' part of all attention; cosine_attended and cosine_random, the
         mean cosine between two of the most attended frames, and between two of as many random ones; `curve`, the
-        attention on the most attended 0, 1, …, 100 % of the frames. `low` and `high` hold 95 % intervals of the means.
+        attention on the most attended 0, 1, …, 100 % of the frames. With the merger "dfm" also, of frames that are no
+        keyframes and as `merged_patches`: merged_patches_needed, cosine_merged_patches and cosine_all_patches. `low`
+        and `high` hold 95 % intervals of the means.
 
     Raises:
         ValueError: as `Examiner`.
@@ -63,17 +66,21 @@ def attention_study(
             examiner.features.encode(scene for haystack in haystacks for scene in haystack.scenes)
             for number, haystack in enumerate(haystacks):
                 sequence = examiner.sequence(haystack, cell.selector, cell.merger)
-                embeds, _ = examiner.features.of(haystack.scenes)
-                attention = answer_attention(loaded, examiner.processor, haystack.question.text, sequence)
+                embeds, patches = examiner.features.of(haystack.scenes)
+                text = haystack.question.text
+                attention = answer_attention(loaded, examiner.processor, text, sequence).mean(dim=(0, 1)).double()
                 random = np.random.default_rng((exam.seed, number))
                 values, curve = _measure(
-                    attention.mean(dim=(0, 1)).double().numpy(),
+                    attention.numpy(),
                     sequence,
                     embeds,
                     haystack.needle_frames,
                     (attention_share, frame_share, patch_share),
                     random,
                 )
+                if cell.merger == "dfm":
+                    query = loaded.embed_query(**examiner.processor.selector_query([text]))[0]
+                    values |= merged_patches(loaded, patches, query, sequence, attention, patch_share)
                 for family in (cell.family, ALL):
                     key = cell.selector, cell.merger, cell.frames, family
                     measured.setdefault(key, []).append(values)
@@ -110,6 +117,47 @@ def answer_attention(
     start = int((prompt["input_ids"][0] == model.config.video_token_id).nonzero()[0, 0])
     last = torch.stack([layer[0, :, -1] for layer in output.attentions])
     return last[..., start : start + len(sequence.embeds)].cpu()
+
+
+@torch.inference_mode()
+def merged_patches(
+    model: ViLaMPForConditionalGeneration,
+    patches: torch.Tensor,
+    query: torch.Tensor,
+    sequence: MixedPrecisionSequence,
+    attention: torch.Tensor,
+    patch_share: float,
+) -> dict[str, float]:
+    """How the merge weighs the patches of frames that are no keyframes, and how much these resemble their reference's.
+
+    A frame counts by the attention on its merged token.
+
+    Args:
+        model: whose merge it is.
+        patches: [N, M, D_v].
+        query: [query_size].
+        sequence: the video; at least one frame is no keyframe.
+        attention: [T], of `answer_attention`.
+        patch_share: of a frame's weight.
+
+    Returns:
+        merged_patches_needed, the smallest share of a frame's patches that hold `patch_share` of its weight;
+        cosine_merged_patches, the cosine between a patch and that in the same place of the reference frame, a mean by
+        the merge's weights; cosine_all_patches, the same with even weights.
+    """
+    patches = patches.to(model.device).to(query.dtype)
+    reference_of = model.reference_frames(len(patches), sequence.keyframes)
+    _, weights = merge_frames(model.merger, model.mergeable(patches), reference_of, query)
+    cosines = torch.cosine_similarity(patches, patches[reference_of], dim=-1).cpu().double()
+    merged = sequence.kind_of_token == TokenKind.MERGED
+    frames, of_frame = sequence.frame_of_token[merged], attention[merged] / attention[merged].sum()
+    weights, cosines = weights[frames].cpu().double(), cosines[frames]
+    needed = torch.tensor([share_needed(one, patch_share) for one in weights.numpy()], dtype=torch.float64)
+    return {
+        "merged_patches_needed": float(of_frame @ needed),
+        "cosine_merged_patches": float(of_frame @ (weights * cosines).sum(dim=1)),
+        "cosine_all_patches": float(of_frame @ cosines.mean(dim=1)),
+    }
 
 
 def share_needed(attention: np.ndarray, share: float) -> float:

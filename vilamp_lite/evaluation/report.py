@@ -45,7 +45,10 @@ def difference_text(row: Row) -> str:
     """A paired difference with its interval and p: "+0.52 (+0.44 to +0.59, p = 2e-19)"."""
     # Adding 0 makes -0.00 a +0.00.
     difference, low, high = (round(row[name], 2) + 0.0 for name in ("difference", "difference_low", "difference_high"))
-    return f"{difference:+.2f} ({low:+.2f} to {high:+.2f}, p = {row['p']:.1g})"
+    p = f"{row['p']:.1g}"
+    # On which side of the 5 % level it lies must be seen.
+    p = f"{row['p']:.2g}" if float(p) == 0.05 else p
+    return f"{difference:+.2f} ({low:+.2f} to {high:+.2f}, p = {p})"
 
 
 def verdict(row: Row, first: str, second: str) -> str:
