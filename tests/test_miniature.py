@@ -315,15 +315,18 @@ def test_the_mixed_stage_meets_videos_of_few_positions_and_of_many(
 
 
 def test_a_batchs_loss_is_its_rows(examples: Examples) -> None:
-    """Each counts alike, padding for nothing; without scaled attention, whose factor follows from the longest row."""
+    """Each counts alike, padding for nothing, however many are read at a time.
+
+    Without scaled attention, whose factor follows from the longest row that is read with it.
+    """
     model = assemble(random_encoder(), 0, attention_log_base=None)
     task = AlignmentTask(model, examples)
     conversations = [task.conversation(TURNS[:1]), task.conversation(TURNS), task.conversation(TURNS[1:])]
-    videos = [video_of(model, kinds, seed) for seed, kinds in enumerate(("kkkkkmkmkmk", "km", "mmmkmm"))]
-    steps = np.array([0.5, 0.1, 1.0])
+    videos = [video_of(model, kinds, seed) for seed, kinds in enumerate(("kkkkkmkmkmk", "km", "mmmkmm") * 4)]
+    conversations, steps = conversations * 4, np.array([0.5, 0.1, 1.0] * 4)
     with torch.no_grad():
         together, accuracy = task.answer_loss(conversations, videos, steps)
-        rows = [task.answer_loss(*([part[n]] for part in (conversations, videos)), steps[n : n + 1]) for n in range(3)]
+        rows = [task.answer_loss(*([part[n]] for part in (conversations, videos)), steps[n : n + 1]) for n in range(12)]
     counts = [sum(label != -100 for label in labels) for _, labels in conversations]
     assert float(together) == pytest.approx(np.mean([float(loss) for loss, _ in rows]), abs=1e-4)
     assert accuracy == pytest.approx(np.average([right for _, right in rows], weights=counts), abs=1e-5)

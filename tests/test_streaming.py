@@ -1,11 +1,13 @@
 """Runs measured stage by stage: the plain path's answer, all time and memory accounted for, stops that lose little."""
 
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from tiny_models import tiny_model
@@ -282,3 +284,23 @@ def test_preflight_names_what_is_lacking(miniature: Path, tmp_path: Path) -> Non
     ViLaMPConfig.paper(max_keyframes=600).save_pretrained(bare)
     with pytest.raises(ValueError, match="do not fit the language model's 32,768"):
         preflight(bare, 10_000, **fine)
+
+
+def test_preflight_says_how_much_memory_and_disk_are_lacking(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine with 3 GB of memory, then with 50 MB on its disk."""
+    paper = tmp_path / "paper"
+    ViLaMPConfig.paper().save_pretrained(paper)
+    (paper / "model.safetensors").touch()
+    fine = {"device": "cpu", "dtype": "bfloat16", "folder": tmp_path}
+    memory, disk = psutil.virtual_memory(), shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=3_000_000_000))
+    assert dict(preflight(miniature, 10_000, **fine))["memory"].endswith("3.0 GB free")
+    # Qwen2-7B's weights alone are 15.2 GB.
+    with pytest.raises(ValueError, match=r"has 3\.0 GB free and 10,000 frames in bfloat16 need (1[6-9]|2\d)\.\d GB"):
+        preflight(paper, 10_000, **fine)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: disk._replace(free=50_000_000))
+    with pytest.raises(ValueError, match=r"has 0\.1 GB free and 0\.1 GB are needed"):
+        preflight(miniature, 10_000, **fine)
+    assert preflight(miniature, 4_000, **fine)

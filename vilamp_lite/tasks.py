@@ -1,5 +1,6 @@
 """What each stage of the miniature's training trains, and on what: see `miniature` for the whole."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +25,7 @@ from vilamp_lite.training import Task
 
 _COLORS = tuple(COLORS)
 _IGNORED = -100
+_ROWS_AT_ONCE = 8  # conversations that the language model reads at a time
 
 
 # --- Stage 1: contrastive --------------------------------------------------------------------------------------------
@@ -309,25 +311,47 @@ class MiniatureTask(Task):
             videos: B.
             steps: [B], how far each token of a video moves the position; as configured when left out.
         """
+        tokens = [len(ids) + len(video.embeds) for (ids, _), video in zip(conversations, videos, strict=True)]
+        order = np.argsort(tokens, kind="stable")
+        losses, hits = [], []
+        # Rows of like length are read together: padding costs as much time as tokens.
+        for rows in np.array_split(order, math.ceil(len(order) / _ROWS_AT_ONCE)):
+            own = self._read([conversations[row] for row in rows], [videos[row] for row in rows], steps, rows)
+            losses.append(own[0])
+            hits.append(own[1])
+        return torch.cat(losses).mean(), float(torch.cat(hits).float().mean())
+
+    def _read(
+        self,
+        conversations: Sequence[tuple[list[int], list[int]]],
+        videos: Sequence[MixedPrecisionSequence],
+        steps: np.ndarray | None,
+        rows: np.ndarray,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss of each conversation [B], however long it is, and which supervised tokens are right [S]."""
         pad = nn.utils.rnn.pad_sequence
         ids = pad([torch.tensor(ids) for ids, _ in conversations], batch_first=True)
         mask = pad([torch.ones(len(ids), dtype=torch.long) for ids, _ in conversations], batch_first=True)
         labels = pad([torch.tensor(labels) for _, labels in conversations], batch_first=True, padding_value=_IGNORED)
-        placed = self.model.place_videos(ids, [video.embeds for video in videos], mask, labels, steps)
-        # Everything supervised stands after the video, at the end.
-        tail = max(len(ids) - ids.index(self.model.config.video_token_id) for ids, _ in conversations)
+        own_steps = None if steps is None else steps[rows]
+        placed = self.model.place_videos(ids, [video.embeds for video in videos], mask, labels, own_steps)
+        # With its padding moved to the right a row never sees it: causal attention needs no mask, and is faster without.
+        padding = (placed.attention_mask == 0).sum(dim=1).tolist()
+        embeds, positions, labels = (
+            torch.stack([row.roll(-width, 0) for row, width in zip(values, padding, strict=True)])
+            for values in (placed.inputs_embeds, placed.position_ids, placed.labels)
+        )
         output = self.model(
-            inputs_embeds=placed.inputs_embeds,
-            attention_mask=placed.attention_mask,
-            position_ids=placed.position_ids,
-            logits_to_keep=tail,
+            inputs_embeds=embeds,
+            attention_mask=torch.ones_like(placed.attention_mask),
+            position_ids=positions,
+            logits_to_keep=0,
             use_cache=False,
         )
-        logits, targets = output.logits[:, :-1], placed.labels[:, placed.labels.shape[1] - tail + 1 :]
+        logits, targets = output.logits[:, :-1], labels[:, 1:]
         losses = F.cross_entropy(logits.transpose(1, 2).float(), targets, ignore_index=_IGNORED, reduction="none")
         supervised = targets != _IGNORED
-        loss = (losses.sum(dim=1) / supervised.sum(dim=1)).mean()  # every conversation counts alike, however long
-        return loss, float((logits.argmax(-1) == targets)[supervised].float().mean())
+        return losses.sum(dim=1) / supervised.sum(dim=1), (logits.argmax(-1) == targets)[supervised]
 
 
 LATE = 0.4  # the share of alignment's steps after which the hard questions prevail
