@@ -77,9 +77,9 @@ def test_means_and_spreads() -> None:
     seeds = {"mean": 0.93, "spread": 0.0283, "accuracies": [0.91, 0.95]}
     assert spread_text(seeds) == "0.93 ± 0.03 (0.91, 0.95)"
     means = {"frames_needed": 0.312, "low": {"frames_needed": 0.28}, "high": {"frames_needed": 0.344}}
-    assert mean_text(means, "frames_needed") == "0.31 (0.28–0.34)"
+    assert mean_text(means, "frames_needed") == "0.31 (0.28 to 0.34)"
     for figure, place in ((0.05, "above 0.05"), (0.3, "not told apart from 0.3"), (0.5, "below 0.5")):
-        assert beside_figure(means, "frames_needed", figure) == f"0.31 (0.28–0.34), {place}"
+        assert beside_figure(means, "frames_needed", figure) == f"0.31 (0.28 to 0.34), {place}"
 
 
 def test_settings_are_told_apart_by_their_pairs() -> None:

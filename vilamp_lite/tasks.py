@@ -335,7 +335,7 @@ class MiniatureTask(Task):
         labels = pad([torch.tensor(labels) for _, labels in conversations], batch_first=True, padding_value=_IGNORED)
         own_steps = None if steps is None else steps[rows]
         placed = self.model.place_videos(ids, [video.embeds for video in videos], mask, labels, own_steps)
-        # With its padding moved to the right a row never sees it: causal attention needs no mask, and is faster without.
+        # With its padding moved to the right a row never sees it: causal attention then needs no mask, and is faster.
         padding = (placed.attention_mask == 0).sum(dim=1).tolist()
         embeds, positions, labels = (
             torch.stack([row.roll(-width, 0) for row, width in zip(values, padding, strict=True)])

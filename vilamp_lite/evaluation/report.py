@@ -78,8 +78,8 @@ def spread_text(row: Row) -> str:
 
 
 def mean_text(row: Row, name: str) -> str:
-    """A mean of `attention_study` with its interval: "0.31 (0.28–0.34)"."""
-    return f"{row[name]:.2f} ({row['low'][name]:.2f}–{row['high'][name]:.2f})"
+    """A mean of `attention_study` with its interval: "0.31 (0.28 to 0.34)"."""
+    return f"{row[name]:.2f} ({row['low'][name]:.2f} to {row['high'][name]:.2f})"
 
 
 def beside_figure(row: Row, name: str, figure: float) -> str:
