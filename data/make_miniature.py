@@ -1,6 +1,6 @@
 """Bundle a trained miniature: its weights into data/vilamp-miniature, and a model card from the recorded results.
 
-    vilamp train --preset miniature --seed 0 --processes 2
+    vilamp train --preset miniature --seed 0
     python data/make_miniature.py
     make studies
     python data/make_miniature.py --card

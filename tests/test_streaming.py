@@ -17,6 +17,7 @@ from benchmarks.end_to_end import hold_all, stream
 from vilamp_lite.checkpoints import load_checkpoint, load_processor
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.evaluation.preflight import preflight
+from vilamp_lite.evaluation.results import weights_fingerprint
 from vilamp_lite.evaluation.streaming import (
     ANSWER_STAGES,
     STORE_STAGES,
@@ -213,7 +214,7 @@ def test_a_study_goes_on_where_it_was(miniature: Path, tmp_path: Path, capsys: p
     (row,) = study["rows"]
     assert row["frames"] == 48
     assert row["visual_tokens"] == 4 * 16 + 44 + 1
-    assert study["stamp"]["commit"] or study["stamp"]["versions"]
+    assert study["stamp"]["weights"] == weights_fingerprint(miniature)
     runs = sorted((tmp_path / "runs").glob("run-*.json"))
     assert len(runs) == 2
     seconds = [json.loads(run.read_text())["row"]["seconds"] for run in runs]
