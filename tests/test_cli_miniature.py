@@ -77,15 +77,17 @@ def test_the_miniature_answers_about_tinyworld(videos: dict[str, Path], saved: P
 
 
 def test_other_footage_is_refused_unless_forced(videos: dict[str, Path], saved: Path) -> None:
-    line = refusal("ask", videos["other"], QUESTION)
-    assert "other.mp4 does not show TinyWorld" in line
-    assert line.endswith("make such a video with `vilamp tinyworld`, give --model DIR, or --force")
-    for options in (["--force"], ["--model", str(saved)]):  # who names a model knows what it is
-        assert ask(videos["other"], *options)["model"] == str(saved)
+    for options in ([], ["--model", str(saved)]):
+        line = refusal("ask", videos["other"], QUESTION, *options)
+        assert "other.mp4 does not show TinyWorld" in line
+        assert line.endswith(
+            "make such a video with `vilamp tinyworld`, name another model with --model DIR, or --force"
+        )
+        assert ask(videos["other"], "--force", *options)["model"] == str(saved)
 
 
 def test_unknown_words_are_refused(videos: dict[str, Path], saved: Path) -> None:
-    for options in ([], ["--force"]):
+    for options in ([], ["--force"], ["--model", str(saved)]):
         line = refusal("ask", videos["world"], "what color is the dog?", *options)
         assert "the miniature does not know 'dog'; it was trained on such questions as: what color is the star?" in line
 

@@ -235,15 +235,14 @@ def encode(
     """Encode VIDEO once into a store, which `vilamp ask` then takes; a stopped run goes on where it was."""
     out = out or video.with_suffix(".features")
     with _interruptible(f"what is finished is kept in {out}"), _one_line_errors():
-        if model is None and not random_weights:
-            _require_tinyworld(video, force)
+        chosen = _Chosen(model, random_weights, tokenizer, selector_tokenizer, {} if fps is None else {"fps": fps})
+        chosen.require_its_world(video, force)
         import torch
 
         from vilamp_lite.feature_store import FeatureStore
         from vilamp_lite.video import stream_frames
 
         store = FeatureStore.open(out)
-        chosen = _Chosen(model, random_weights, tokenizer, selector_tokenizer, {} if fps is None else {"fps": fps})
         chosen.config.require_room(stream_frames(video, fps=chosen.config.fps, max_frames=max_frames).num_frames)
         vilamp = chosen.load(device, dtype)
         store.encode(video, vilamp, chosen.processor, max_frames=max_frames, dtype=getattr(torch, stored))
@@ -291,8 +290,6 @@ def ask(
     is_store = video.is_dir()
     state = f"{video} is as it was" if is_store else "nothing is kept"
     with _interruptible(state), _one_line_errors():
-        if model is None and not random_weights:
-            _require_tinyworld(video, force, question)
         if is_store and (fps, max_frames) != (None, None):
             raise ValueError(f"{video} was sampled when it was encoded: leave out --fps and --max-frames")
         # Imported here: torch takes seconds, and `vilamp --help` should not.
@@ -306,6 +303,7 @@ def ask(
         asked = {"max_keyframes": max_keyframes, "similarity_threshold": similarity_threshold, "fps": fps}
         changes = {name: value for name, value in asked.items() if value is not None}
         chosen = _Chosen(model, random_weights, tokenizer, selector_tokenizer, changes)
+        chosen.require_its_world(video, force, question)
         config, processor = chosen.config, chosen.processor
         prompt = processor.prompts([question])
         prompt_tokens = prompt["input_ids"].shape[1] - 1
@@ -397,6 +395,8 @@ class _Chosen:
         from vilamp_lite.processing import ViLaMPProcessor
 
         self.model = None if random_weights else model or MINIATURE
+        if self.model == MINIATURE and not (MINIATURE / "config.json").is_file():
+            raise ValueError(f"there is no model in {MINIATURE}: give --model DIR (`vilamp train` makes one)")
         self.changes = changes
         if self.model is None:
             self.config = ViLaMPConfig.tiny(**changes)
@@ -405,6 +405,21 @@ class _Chosen:
             self.config = load_config(self.model, **changes)
             names = {"tokenizer": tokenizer, "selector_tokenizer": selector_tokenizer}
             self.processor = load_processor(self.model, self.config, **names)
+
+    def require_its_world(self, video: Path, force: bool, question: str | None = None) -> None:
+        """Refuse what a TinyWorld model was not trained for; a store's footage was looked at when it was encoded."""
+        if self.config.selector_config.model_type != "tinyworld":
+            return
+        from vilamp_lite.tinyworld.encoder import require_known_words
+        from vilamp_lite.tinyworld.render import is_tinyworld
+
+        if not force and video.is_file() and not is_tinyworld(video):
+            raise ValueError(
+                f"{video} does not show TinyWorld, and the model in {self.model} was trained on nothing else; make "
+                "such a video with `vilamp tinyworld`, name another model with --model DIR, or --force"
+            )
+        if question is not None:
+            require_known_words(question)
 
     def load(self, device: str | None, dtype: Dtype | None) -> Any:
         """Load the weights, in their own type or another, to where they shall run."""
@@ -421,22 +436,6 @@ class _Chosen:
         _errors.print("random weights: the answer means nothing", markup=False)
         torch.manual_seed(0)
         return ViLaMPForConditionalGeneration(self.config).eval().to(weight_type).to(place)
-
-
-def _require_tinyworld(video: Path, force: bool, question: str | None = None) -> None:
-    """Refuse what the miniature was not trained for; a store's footage was looked at when it was encoded."""
-    from vilamp_lite.tinyworld.encoder import require_known_words
-    from vilamp_lite.tinyworld.render import is_tinyworld
-
-    if not (MINIATURE / "config.json").is_file():
-        raise ValueError(f"there is no model in {MINIATURE}: give --model DIR (`vilamp train` makes one)")
-    if not force and video.is_file() and not is_tinyworld(video):
-        raise ValueError(
-            f"{video} does not show TinyWorld, and without --model the miniature answers, which was trained on nothing "
-            "else; make such a video with `vilamp tinyworld`, give --model DIR, or --force"
-        )
-    if question is not None:
-        require_known_words(question)
 
 
 @app.command()
@@ -607,7 +606,9 @@ def train(
     batch_size: Annotated[int, typer.Option(help="paper: examples per step, of all processes.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="paper: the peak.")] = 1e-5,
     max_frames: Annotated[int, typer.Option(help="paper: the most frames of a video.")] = 600,
-    gradient_checkpointing: Annotated[bool, typer.Option(help="paper: compute twice, keep less.")] = False,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="paper: compute twice, keep less.")
+    ] = False,
 ) -> None:
     """Train: the miniature from nothing, or a full-size model on your data. A killed run goes on where it stopped."""
     with _one_line_errors():
