@@ -148,6 +148,10 @@ def test_what_the_paper_preset_needs(trainings: list, tmp_path: Path) -> None:
         assert line == "vilamp: --preset paper needs --model DIR and --data FILE"
     line = refusal("train", "--preset", "paper", "--study", "full", "--model", tmp_path, "--data", "x.jsonl")
     assert line == "vilamp: --preset paper has no --study"
+    # Before anything is loaded: there is no model in the folder either.
+    for options, message in ((["--trains", "all of it"], "trains must be one of"), (["--steps", "0"], "steps must be")):
+        line = refusal("train", "--preset", "paper", "--model", tmp_path, "--data", "missing.jsonl", *options)
+        assert message in line
     missing = refusal("train", "--preset", "paper", "--model", tmp_path, "--data", tmp_path / "missing.jsonl")
     assert "missing.jsonl" in missing
     assert trainings == []

@@ -636,9 +636,14 @@ def train(
             import torch
 
             from vilamp_lite.checkpoints import from_llava_onevision, load_checkpoint, load_processor
-            from vilamp_lite.finetuning import finetune, read_examples
+            from vilamp_lite.checks import choice
+            from vilamp_lite.finetuning import TRAINABLE, finetune, read_examples
             from vilamp_lite.training import Stage, make_accelerator
 
+            # Whatever can be refused is refused before weights are loaded, which may take minutes.
+            stage = Stage(
+                choice("trains", trains, tuple(TRAINABLE)), steps, batch_size, learning_rate, weight_decay=0.0
+            )
             examples = read_examples(data)
             if selector is None:
                 vilamp = load_checkpoint(model, dtype=torch.float32)
@@ -648,7 +653,7 @@ def train(
                 vilamp,
                 load_processor(model, vilamp.config, selector_tokenizer=selector),
                 examples,
-                Stage(trains, steps, batch_size, learning_rate, weight_decay=0.0),
+                stage,
                 trains,
                 out,
                 seed,

@@ -78,6 +78,6 @@ def preflight(
 
 def _memory_needed(config: ViLaMPConfig, workload: Workload, size: int) -> float:
     """Bytes: by `costs` for the published shapes; the miniature's are few beside the libraries' own."""
-    if config.keyframe_block:
+    if config.selector_config.model_type == "tinyworld":
         return 2 * size + _CPU_RUNTIME
     return _MARGIN * vilamp_costs(config, workload).peak_memory

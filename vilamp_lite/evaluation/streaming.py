@@ -27,6 +27,7 @@ from vilamp_lite.checkpoints import load_checkpoint, load_config, load_processor
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.evaluation.recorded import RESULTS, load_result
 from vilamp_lite.evaluation.results import kept_result, weights_fingerprint
+from vilamp_lite.evaluation.scoring import answers_match
 from vilamp_lite.feature_store import FeatureStore
 from vilamp_lite.modeling import (
     FRAMES_AT_ONCE,
@@ -335,7 +336,7 @@ def result_of(measured: MeasuredAnswer, video: LongVideo) -> Row:
         "question": question.text,
         "expected": question.answer,
         "answer": measured.answer,
-        "correct": measured.answer.strip(" .").lower() == question.answer,
+        "correct": answers_match(measured.answer, question.answer),
         "needle_frames": [list(span) for span in video.haystack.needle_frames],
         "keyframes": measured.sequence.keyframes.tolist(),
         "needle_keyframes": needle_keyframes(video, measured.sequence.keyframes),
