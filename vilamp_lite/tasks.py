@@ -316,9 +316,10 @@ class MiniatureTask(Task):
         losses, hits = [], []
         # Rows of like length are read together: padding costs as much time as tokens.
         for rows in np.array_split(order, math.ceil(len(order) / _ROWS_AT_ONCE)):
-            own = self._read([conversations[row] for row in rows], [videos[row] for row in rows], steps, rows)
-            losses.append(own[0])
-            hits.append(own[1])
+            own_steps = None if steps is None else steps[rows]
+            loss, right = self._read([conversations[row] for row in rows], [videos[row] for row in rows], own_steps)
+            losses.append(loss)
+            hits.append(right)
         return torch.cat(losses).mean(), float(torch.cat(hits).float().mean())
 
     def _read(
@@ -326,15 +327,13 @@ class MiniatureTask(Task):
         conversations: Sequence[tuple[list[int], list[int]]],
         videos: Sequence[MixedPrecisionSequence],
         steps: np.ndarray | None,
-        rows: np.ndarray,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss of each conversation [B], however long it is, and which supervised tokens are right [S]."""
         pad = nn.utils.rnn.pad_sequence
         ids = pad([torch.tensor(ids) for ids, _ in conversations], batch_first=True)
         mask = pad([torch.ones(len(ids), dtype=torch.long) for ids, _ in conversations], batch_first=True)
         labels = pad([torch.tensor(labels) for _, labels in conversations], batch_first=True, padding_value=_IGNORED)
-        own_steps = None if steps is None else steps[rows]
-        placed = self.model.place_videos(ids, [video.embeds for video in videos], mask, labels, own_steps)
+        placed = self.model.place_videos(ids, [video.embeds for video in videos], mask, labels, steps)
         # With its padding moved to the right a row never sees it: causal attention then needs no mask, and is faster.
         padding = (placed.attention_mask == 0).sum(dim=1).tolist()
         embeds, positions, labels = (
