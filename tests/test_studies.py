@@ -256,9 +256,9 @@ def test_seeds(scripted: Scripted, miniature: Path, tmp_path: Path) -> None:
     for number in (1, 2):
         models.append(tmp_path / f"model{number}")
         models[-1].symlink_to(miniature)
-    rows = seeds_study(models, EXAM, variants=[("dks", "dfm")])["rows"]
-    assert len(rows) == 2 * 3
-    for row in rows:
+    rows = seeds_study(models, EXAM, variants=[("dks", "dfm"), ("uniform", "mean")])["rows"]
+    assert len(rows) == 2 * 2 * 3
+    for row in rows[:6]:
         rights = [
             expected_rights(EXAM, row["frames"], row["family"], {"changes": {}, "temperature": 0.07, "model": str(m)})
             for m in models
@@ -267,6 +267,17 @@ def test_seeds(scripted: Scripted, miniature: Path, tmp_path: Path) -> None:
         assert row["accuracies"] == accuracies
         assert (row["mean"], row["spread"]) == pytest.approx((np.mean(accuracies), np.std(accuracies, ddof=1)))
         assert (row["lowest"], row["highest"]) == (min(accuracies), max(accuracies))
+        assert [one["difference"] for one in row["paired"]] == [0, 0, 0]
+    for first, other in zip(rows[:6], rows[6:], strict=True):
+        assert (first["frames"], first["family"]) == (other["frames"], other["family"])
+        for one, model in zip(other["paired"], models, strict=True):
+            about = {"changes": {}, "temperature": 0.07, "model": str(model)}
+            rights = [
+                expected_rights(EXAM, other["frames"], other["family"], about, selector=selector, merger=merger)
+                for selector, merger in (("dks", "dfm"), ("uniform", "mean"))
+            ]
+            assert one == pytest.approx(by_hand(*rights))
+        assert other["difference"] == pytest.approx(first["mean"] - other["mean"])
     with pytest.raises(ValueError, match="models must be at least two, got 1"):
         seeds_study(models[:1], EXAM)
 

@@ -287,13 +287,14 @@ def seeds_study(
     Args:
         models: directories, at least two; all get the same questions.
         exam: what is asked.
-        variants: pairs of selector and merger.
+        variants: pairs of selector and merger; the first is what the others are compared with.
         processes: as in `evaluate_cells`, like `out`.
         out: a folder for finished cells and their predictions.
 
     Returns:
         Rows by variant, length and family: `accuracies`, one for each model in order, their `mean`, `spread` (standard
-        deviation), `lowest` and `highest`, and `questions`, of each model.
+        deviation), `lowest` and `highest`, and `questions`, of each model. `paired` holds each model's paired
+        difference, the first variant minus the row's, and `difference` is their mean.
 
     Raises:
         ValueError: fewer than two models, or as `evaluate_cells`.
@@ -301,14 +302,17 @@ def seeds_study(
     if len(models) < 2:
         raise ValueError(f"models must be at least two, got {len(models)}")
     runs = [_variants(model, exam, variants, processes, out) for model in models]
+    reference = tuple(variants[0])
     rows = []
     for variant in variants:
-        for same in zip(*(_rows(run[tuple(variant)]) for run in runs), strict=True):
+        for same in zip(*(_rows(run[tuple(variant)], run[reference]) for run in runs), strict=True):
             accuracies = [row["accuracy"] for row in same]
             spread = {"mean": fmean(accuracies), "spread": stdev(accuracies)}
             spread |= {"lowest": min(accuracies), "highest": max(accuracies)}
             about = {name: same[0][name] for name in ("frames", "family", "questions")}
-            rows.append(_names(variant) | about | {"accuracies": accuracies} | spread)
+            paired = [_only_paired(row) for row in same]
+            differences = {"paired": paired, "difference": fmean(row["difference"] for row in paired)}
+            rows.append(_names(variant) | about | {"accuracies": accuracies} | spread | differences)
     return make_study("seeds", models[0], exam, rows, models=[_shown(model) for model in models], variants=variants)
 
 
