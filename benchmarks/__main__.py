@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from benchmarks import end_to_end, keyframes, merging, video
+from benchmarks import end_to_end, keyframes, merging, questions, render, video
 from benchmarks.measure import RESULTS, columns
 
 INTRODUCTION = """# Benchmarks
@@ -25,11 +25,11 @@ def markdown(result: dict[str, object]) -> str:
 
 def main() -> None:
     """Run all and collect their tables."""
-    for benchmark in (keyframes, merging, video, end_to_end):
+    benchmarks = (keyframes, merging, video, end_to_end, questions, render)
+    for benchmark in benchmarks:
         benchmark.main()
-    results = [
-        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("keyframes", "merging", "video", "end_to_end")
-    ]
+    names = [benchmark.__name__.rpartition(".")[2] for benchmark in benchmarks]
+    results = [json.loads((RESULTS / f"{name}.json").read_text()) for name in names]
     text = "\n".join([INTRODUCTION, *map(markdown, results)])
     Path(RESULTS.parent / "RESULTS.md").write_text(text)
 

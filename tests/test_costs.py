@@ -36,7 +36,7 @@ from vilamp_lite.costs import (
     vilamp_costs,
 )
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
-from vilamp_lite.plots import flops_by_frames, memory_by_frames
+from vilamp_lite.plots import flops_by_frames, memory_by_frames, stage_memory
 
 TOLERANCE = 1e-3
 
@@ -386,6 +386,17 @@ def test_the_command_refuses_in_one_line(arguments: tuple[str, str]) -> None:
     assert refused.stdout == ""
     (line,) = refused.stderr.strip().splitlines()
     assert line.startswith("vilamp: ")
+
+
+def test_the_figure_of_one_run_marks_what_does_not_fit() -> None:
+    schedule = model_costs("released-code", Workload(10_000)).schedule(GPUS["a100-80gb"])
+    assert {row["fits"] for row in schedule} == {True, False}
+    axis = stage_memory(schedule, "A100", 80e9).axes[0]
+    assert [bar.get_width() for bar in axis.patches] == [row["memory"] / 1e9 for row in schedule]
+    assert ["does not fit" not in text.get_text() for text in axis.texts] == [row["fits"] for row in schedule]
+    colours = {(bar.get_facecolor(), row["fits"]) for bar, row in zip(axis.patches, schedule, strict=True)}
+    assert len(colours) == 2
+    assert axis.get_lines()[0].get_xdata()[0] == 80
 
 
 def test_figures_draw_the_rows() -> None:

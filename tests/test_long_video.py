@@ -104,4 +104,10 @@ def test_a_video_is_made_once_and_a_damaged_one_anew(tmp_path: Path) -> None:
     assert same_video(long_video(tmp_path, FRAMES).path, tmp_path / "whole.mp4")
     checksum = json.loads(path.with_suffix(".json").read_text())["sha256"]
     assert checksum == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert long_video(tmp_path, FRAMES, seed=1).path != path
+    about = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps(about | {"question": "of an earlier version?"}))
+    long_video(tmp_path, FRAMES)
+    assert json.loads(path.with_suffix(".json").read_text())["question"] == about["question"]
+    assert path.stat().st_mtime_ns > made
+    paths = [long_video(tmp_path, FRAMES, **other).path for other in ({"seed": 1}, {"depth": 0.5000001})]
+    assert len({path, *paths}) == 3

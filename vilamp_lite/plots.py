@@ -843,6 +843,28 @@ def stage_budget(stages: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def stage_memory(schedule: Sequence[Mapping[str, Any]], gpu: str, capacity: float) -> Figure:
+    """Show which stages of a run fit a GPU's memory.
+
+    Args:
+        schedule: of `costs.Costs.schedule`: stage, memory in bytes and fits, in order.
+        gpu: its name.
+        capacity: its memory in bytes.
+    """
+    figure, axis = plt.subplots(figsize=(9, 0.8 + 0.38 * len(schedule)), layout="constrained")
+    memory = [row["memory"] / 1e9 for row in schedule]
+    colours = [_BLUE if row["fits"] else _ORANGE for row in schedule]
+    bars = axis.barh([row["stage"] for row in schedule], memory, color=colours)
+    words = [f"{gb:.3g} GB{'' if row['fits'] else ', does not fit'}" for gb, row in zip(memory, schedule, strict=True)]
+    axis.bar_label(bars, words, padding=4, fontsize=9)
+    axis.axvline(capacity / 1e9, color=_GREY, linestyle="--", label=gpu)
+    axis.set(xlabel="memory at the stage's peak (GB)", xlim=(0, 1.3 * max(*memory, capacity / 1e9)))
+    axis.invert_yaxis()
+    axis.grid(axis="y", visible=False)
+    axis.legend(loc="lower right", fontsize=9)
+    return figure
+
+
 def growth_by_frames(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Show how each stage's CPU time and the peak memory grow with the video (Table 5, measured).
 

@@ -4,7 +4,7 @@ The haystack is made of random scenes that never show the shape in question, but
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from os import PathLike
@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from vilamp_lite.checks import choice, positive_int
+from vilamp_lite.progress import progress_bar
 from vilamp_lite.tinyworld.questions import SPLITS, Question, random_scene, scene_seed
-from vilamp_lite.tinyworld.render import Scene, write_video
+from vilamp_lite.tinyworld.render import Scene, write_video, written_whole
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,19 @@ def save(haystack: Haystack, path: str | PathLike[str]) -> Path:
     Returns:
         The path of the JSON file.
     """
-    num_frames = write_video(path, haystack.scenes)
+    num_frames = sum(scene.num_frames for scene in haystack.scenes)
+    with progress_bar(num_frames, "frames", "draw the video") as bar:
+        write_video(path, _counted(haystack.scenes, bar))
     description = Path(path).with_suffix(".json")
-    description.write_text(json.dumps(describe_haystack(haystack, path, num_frames), indent=1) + "\n")
+    with written_whole(description) as waiting:
+        waiting.write_text(json.dumps(describe_haystack(haystack, path, num_frames), indent=1) + "\n")
     return description
+
+
+def _counted(scenes: Iterable[Scene], bar: tqdm) -> Iterator[Scene]:
+    for scene in scenes:
+        yield scene
+        bar.update(scene.num_frames)
 
 
 def describe_haystack(haystack: Haystack, path: str | PathLike[str], num_frames: int) -> dict[str, Any]:

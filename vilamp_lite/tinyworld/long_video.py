@@ -5,19 +5,19 @@ Beside X.mp4 stands X.json: the question, its needles, and the file's SHA-256.
 """
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import file_digest
 from pathlib import Path
+from typing import Any
 
 import av
 
 from vilamp_lite.progress import progress_bar
 from vilamp_lite.tinyworld.haystack import Haystack, describe_haystack, hide
 from vilamp_lite.tinyworld.questions import sample_questions
-from vilamp_lite.tinyworld.render import FORMAT_TAG, Scene, write_video
+from vilamp_lite.tinyworld.render import FORMAT_TAG, Scene, write_video, written_whole
 
 PART_FRAMES = 1000  # at least; a part ends with a scene
 
@@ -40,8 +40,8 @@ def long_video(
 ) -> LongVideo:
     """Make a needle in a haystack of any length, or find the one that was made before.
 
-    A file whose checksum is not the recorded one is made anew. The same arguments draw the same pictures anywhere; x264
-    stores them in other bytes from run to run, a little differently. Memory: one scene.
+    A file whose checksum is not the recorded one, or that hides something else, is made anew. The same arguments draw
+    the same pictures anywhere; x264 stores them in other bytes from run to run, a little differently. Memory: one scene.
 
     Args:
         folder: where videos are kept.
@@ -56,37 +56,29 @@ def long_video(
     """
     (question,) = sample_questions(family, 1, seed)
     haystack = hide(question, num_frames, depth, seed)
-    path = folder / f"{family.replace(' ', '_')}-{num_frames}-depth{depth:g}-seed{seed}.mp4"
-    if not _is_intact(path):
+    path = folder / f"{family.replace(' ', '_')}-{num_frames}-depth{float(depth)}-seed{seed}.mp4"
+    about = describe_haystack(haystack, path, num_frames)
+    if not _is_intact(path, about):
         parts = path.with_suffix(".parts")
         parts.mkdir(parents=True, exist_ok=True)
         _join(_write_parts(haystack.scenes, num_frames, parts), path)
-        about = describe_haystack(haystack, path, num_frames) | {"sha256": _sha256(path)}
-        _replace(path.with_suffix(".json"), lambda waiting: waiting.write_text(json.dumps(about, indent=1) + "\n"))
+        with written_whole(path.with_suffix(".json")) as waiting:
+            waiting.write_text(json.dumps(about | {"sha256": _sha256(path)}, indent=1) + "\n")
         shutil.rmtree(parts)
     return LongVideo(path, haystack)
 
 
-def _is_intact(path: Path) -> bool:
+def _is_intact(path: Path, about: dict[str, Any]) -> bool:
     try:
-        return json.loads(path.with_suffix(".json").read_text())["sha256"] == _sha256(path)
-    except (OSError, ValueError, KeyError, TypeError):
+        found = json.loads(path.with_suffix(".json").read_text())
+        return found == json.loads(json.dumps(about)) | {"sha256": _sha256(path)}
+    except (OSError, ValueError):
         return False
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all."""
-    waiting = path.with_suffix(f".waiting{path.suffix}")  # FFmpeg goes by the last ending
-    try:
-        write(waiting)
-        os.replace(waiting, path)
-    finally:
-        waiting.unlink(missing_ok=True)
 
 
 def _write_parts(scenes: Iterable[Scene], num_frames: int, folder: Path) -> list[Path]:
@@ -96,7 +88,7 @@ def _write_parts(scenes: Iterable[Scene], num_frames: int, folder: Path) -> list
         for number, part in enumerate(_in_parts(scenes)):
             paths.append(folder / f"{number:06d}.mp4")
             if not paths[-1].is_file():
-                _replace(paths[-1], lambda waiting, part=part: write_video(waiting, part))
+                write_video(paths[-1], part)
             bar.update(sum(scene.num_frames for scene in part))
     return paths
 
@@ -114,22 +106,18 @@ def _in_parts(scenes: Iterable[Scene]) -> Iterator[list[Scene]]:
 
 def _join(parts: list[Path], path: Path) -> None:
     """Put the parts' packets one after the other into one file; all were encoded alike."""
-
-    def write(waiting: Path) -> None:
-        with av.open(waiting, "w", options={"movflags": "+faststart"}) as joined:
-            joined.metadata["comment"] = FORMAT_TAG
-            stream, seconds = None, 0
-            for part in parts:
-                with av.open(part) as source:
-                    (video,) = source.streams.video
-                    stream = stream or joined.add_stream_from_template(video)
-                    start = round(seconds / video.time_base)
-                    for packet in source.demux(video):
-                        if packet.pts is None:  # the end
-                            continue
-                        packet.pts, packet.dts = packet.pts + start, packet.dts + start
-                        packet.stream = stream
-                        joined.mux(packet)
-                    seconds += video.frames
-
-    _replace(path, write)
+    with written_whole(path) as waiting, av.open(waiting, "w", options={"movflags": "+faststart"}) as joined:
+        joined.metadata["comment"] = FORMAT_TAG
+        stream, seconds = None, 0
+        for part in parts:
+            with av.open(part) as source:
+                (video,) = source.streams.video
+                stream = stream or joined.add_stream_from_template(video)
+                start = round(seconds / video.time_base)
+                for packet in source.demux(video):
+                    if packet.pts is None:  # the end
+                        continue
+                    packet.pts, packet.dts = packet.pts + start, packet.dts + start
+                    packet.stream = stream
+                    joined.mux(packet)
+                seconds += video.frames

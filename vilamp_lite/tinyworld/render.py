@@ -5,9 +5,12 @@ scene's seed. Frames are 64×64 pixels.
 """
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 
 import av
 import numpy as np
@@ -104,10 +107,23 @@ def render(scenes: Iterable[Scene], batch_size: int = 64) -> Iterator[np.ndarray
         yield np.concatenate(waiting)
 
 
+@contextmanager
+def written_whole(path: str | PathLike[str]) -> Iterator[Path]:
+    """Give a path to write to; what is there at the end takes the place of `path`, and after an error nothing does."""
+    path = Path(path)
+    waiting = path.with_suffix(f".waiting{path.suffix}")  # FFmpeg goes by the last ending
+    try:
+        yield waiting
+        os.replace(waiting, path)
+    finally:
+        waiting.unlink(missing_ok=True)
+
+
 def write_video(path: str | PathLike[str], scenes: Iterable[Scene], fps: int = 1) -> int:
     """Write scenes as an H.264 file that carries `FORMAT_TAG`; return the number of frames.
 
-    Colours are stored at full resolution (4:4:4): a thing is a dozen pixels wide.
+    Colours are stored at full resolution (4:4:4): a thing is a dozen pixels wide. The file appears
+    whole or not at all.
 
     Args:
         path: the file, such as X.mp4.
@@ -118,7 +134,7 @@ def write_video(path: str | PathLike[str], scenes: Iterable[Scene], fps: int = 1
         ValueError: as `render_scene`.
     """
     written = 0
-    with av.open(path, "w", options={"movflags": "+faststart"}) as container:
+    with written_whole(path) as waiting, av.open(waiting, "w", options={"movflags": "+faststart"}) as container:
         container.metadata["comment"] = FORMAT_TAG
         stream = container.add_stream("libx264", rate=fps, options={"crf": "12", "preset": "veryfast"})
         stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, "yuv444p"
