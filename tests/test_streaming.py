@@ -287,6 +287,24 @@ def test_preflight_names_what_is_lacking(miniature: Path, tmp_path: Path) -> Non
         preflight(bare, 10_000, **fine)
 
 
+def test_preflight_finds_a_checkpoint_that_is_not_whole(miniature: Path, tmp_path: Path) -> None:
+    fine = {"device": "cpu", "dtype": "float32", "folder": tmp_path}
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(miniature, checkpoint)
+    (checkpoint / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match="tokenizer"):
+        preflight(checkpoint, 600, **fine)
+    found = dict(preflight(checkpoint, 600, **fine, tokenizer=str(miniature)))
+    assert found["tokenizers"] == dict(preflight(miniature, 600, **fine))["tokenizers"]
+    index = checkpoint / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}')
+    with pytest.raises(ValueError, match=r"lacks model-2\.safetensors, which its index names: download"):
+        preflight(checkpoint, 600, **fine)
+    index.write_text("[]")
+    with pytest.raises(ValueError, match="is not an index of weights"):
+        preflight(checkpoint, 600, **fine)
+
+
 def test_preflight_says_how_much_memory_and_disk_are_lacking(
     miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,12 +1,13 @@
-"""What a long run needs, looked at before it starts: device, memory, disk, checkpoint."""
+"""What a long run needs, looked at before it starts: checkpoint, tokenizers, device, memory, disk."""
 
+import json
 import shutil
 from pathlib import Path
 
 import psutil
 import torch
 
-from vilamp_lite.checkpoints import load_config
+from vilamp_lite.checkpoints import load_config, load_processor
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.costs import BYTES, Workload, vilamp_costs
 from vilamp_lite.encoders import usable_device
@@ -17,7 +18,15 @@ _CPU_RUNTIME = 1_000_000_000  # bytes of libraries and of a batch
 
 
 def preflight(
-    model: Path, num_frames: int, *, device: str, dtype: str, folder: Path, store: bool = False
+    model: Path,
+    num_frames: int,
+    *,
+    device: str,
+    dtype: str,
+    folder: Path,
+    store: bool = False,
+    tokenizer: str | None = None,
+    selector_tokenizer: str | None = None,
 ) -> list[tuple[str, str]]:
     """Check that a run can begin, and say what it needs and what there is.
 
@@ -28,9 +37,11 @@ def preflight(
         dtype: of the weights: "bfloat16", "float16" or "float32".
         folder: where the video is made, and the features' store.
         store: whether features are stored.
+        tokenizer: as in `load_processor`, like `selector_tokenizer`.
+        selector_tokenizer: for a checkpoint that holds none.
 
     Returns:
-        (what, finding) for the model, its context, the device, memory and disk.
+        (what, finding) for the model, its context, its tokenizers, the device, memory and disk.
 
     Raises:
         ValueError: one of them won't do; the message says how much is lacking, and what to change.
@@ -38,10 +49,7 @@ def preflight(
     if dtype not in BYTES:
         raise ValueError(f"dtype must be one of {', '.join(BYTES)}, got {dtype!r}")
     config = load_config(model)
-    weights = [*model.glob("*.safetensors"), *model.glob("*.bin")]
-    if not weights:
-        raise ValueError(f"{model} holds no weights (*.safetensors): download the whole checkpoint")
-    size = sum(path.stat().st_size for path in weights)
+    size = sum(file.stat().st_size for file in _weights(model))
     workload = Workload(num_frames, dtype=dtype)
     config.require_room(num_frames, workload.prompt_tokens, workload.answer_tokens)
     tokens = config.visual_tokens(num_frames)
@@ -67,13 +75,32 @@ def preflight(
             f"{there} has {left / 1e9:.1f} GB free and {wanted / 1e9:.1f} GB are needed: make room, or name a folder "
             "elsewhere"
         )
+    words = load_processor(model, config, tokenizer=tokenizer, selector_tokenizer=selector_tokenizer)
     return [
         ("checkpoint", f"{config.model_type} in {model}, {size / 1e9:.3g} GB"),
         ("context", f"{tokens:,} visual tokens of {config.text_config.max_position_embeddings:,} positions"),
+        ("tokenizers", f"{len(words.tokenizer):,} words, the selector's {len(words.selector_tokenizer):,}"),
         ("device", f"{place}, {name}"),
         ("memory", f"{needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free"),
         ("disk", f"{wanted / 1e9:.2g} GB needed, {left / 1e9:.1f} GB free"),
     ]
+
+
+def _weights(model: Path) -> list[Path]:
+    """The files of a checkpoint's weights; those that its index names must all be there."""
+    index = model / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            files = [model / name for name in set(json.loads(index.read_text())["weight_map"].values())]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index} is not an index of weights ({error}): download it again") from error
+    else:
+        files = list(model.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{model} holds no weights (*.safetensors): download the whole checkpoint")
+    if missing := sorted(file.name for file in files if not file.is_file()):
+        raise ValueError(f"{model} lacks {', '.join(missing)}, which its index names: download the whole checkpoint")
+    return files
 
 
 def _memory_needed(config: ViLaMPConfig, workload: Workload, size: int) -> float:

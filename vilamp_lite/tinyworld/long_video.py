@@ -41,7 +41,9 @@ def long_video(
     """Make a needle in a haystack of any length, or find the one that was made before.
 
     A file whose checksum is not the recorded one, or that hides something else, is made anew. The same arguments draw
-    the same pictures anywhere; x264 stores them in other bytes from run to run, a little differently. Memory: one scene.
+    the same pictures anywhere; x264 stores them in other bytes from run to run, a little differently.
+
+    Memory: one scene.
 
     Args:
         folder: where videos are kept.
