@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -249,3 +250,31 @@ def test_tinyworld(tmp_path: Path) -> None:
 )
 def test_tinyworld_refuses(arguments: list[str], message: str, here: Here) -> None:
     assert message in refusal(here, "tinyworld", *arguments)
+
+
+# --- All commands ----------------------------------------------------------------------------------------------------
+
+
+def test_the_version(here: Here) -> None:
+    assert here("--version")[:2] == (0, f"vilamp-lite {version('vilamp-lite')}\n")
+
+
+@pytest.mark.parametrize(
+    ("work", "command", "kept"),
+    [
+        ("miniature.train_miniature", "train --out there", "what is finished is kept in there"),
+        ("reproduce.run_notebooks", "reproduce 02 --out there", "finished notebooks are in there"),
+        ("sweep.load_sweep", "sweep grid.yaml", "finished cells are kept in runs/sweeps/grid"),
+        ("evaluation.niah.evaluate_cells", "evaluate niah --out there", "what is finished is kept in there"),
+    ],
+)
+def test_ctrl_c_says_what_is_kept_and_how_to_go_on(
+    work: str, command: str, kept: str, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"vilamp_lite.{work}", stop)
+    code, out, err = here(*command.split())
+    assert (code, out) == (130, "")
+    assert err == f"vilamp: stopped; {kept}; to go on: vilamp {command}\n"

@@ -166,7 +166,9 @@ def test_bad_case_files(miniature: Path, footage: Path, tmp_path: Path) -> None:
         evaluate_cases(miniature, [])
 
 
-def test_the_command_answers_cases(miniature: Path, footage: Path) -> None:
+def test_the_command_answers_cases(miniature: Path, footage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(footage)
+
     def vilamp(*arguments: object) -> tuple[int, str, str]:
         done = CliRunner().invoke(cli.app, ["evaluate", "niah", *map(str, arguments)])
         return done.exit_code, done.stdout, done.stderr
@@ -180,3 +182,6 @@ def test_the_command_answers_cases(miniature: Path, footage: Path) -> None:
     assert code == 0, err
     assert "which?" in out
     assert "a dog" in out
+    (kept,) = (footage / "runs" / "evaluate").rglob("case_0.json")
+    assert str(kept.parent.relative_to(footage)) in out
+    assert json.loads(kept.read_text())["prediction"]["question"] == "which?"

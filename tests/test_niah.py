@@ -3,7 +3,7 @@
 import inspect
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from vilamp_lite.evaluation.niah import (
     evaluate_cells,
     grid,
 )
+from vilamp_lite.evaluation.results import Prediction
 from vilamp_lite.evaluation.scoring import wilson_interval
 from vilamp_lite.merging import QFormerMerger
 from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
@@ -500,6 +501,23 @@ def test_the_command(finished: tuple[Evaluation, Path], miniature: Path, vilamp:
     assert code == 0, err
     for text in ("mean accuracy 0.000", "roll call", "dks + dfm", "0/1", "0.000 (0.00–0.79)"):
         assert text in " ".join(out.split())
+
+
+def test_predictions_are_kept_where_nothing_is_said(
+    miniature: Path, vilamp: Vilamp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ("--model", miniature, "--frames", 64, "--families", "attribute", "--questions", 2)
+    code, out, err = vilamp(*options)
+    assert code == 0, err
+    (file,) = tmp_path.rglob("*.json")
+    assert str(file.parent.relative_to(tmp_path)) in out
+    kept = json.loads(file.read_text())["predictions"]
+    assert [list(one) for one in kept] == [[field.name for field in fields(Prediction)]] * 2
+    made = file.stat().st_mtime_ns
+    assert vilamp(*options)[0] == vilamp(*options, "--seed", 1)[0] == 0
+    assert file.stat().st_mtime_ns == made
+    assert len(list(tmp_path.rglob("*.json"))) == 2
 
 
 def test_the_commands_families_are_all_there_are() -> None:

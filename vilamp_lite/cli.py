@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
+from hashlib import sha256
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -29,11 +30,26 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="ViLaMP: keyframes and merged tokens for long videos.",
 )
 evaluate = typer.Typer(no_args_is_help=True, help="Measure a model.")
 app.add_typer(evaluate, name="evaluate")
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vilamp-lite {version('vilamp-lite')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """ViLaMP: keyframes and merged tokens for long videos."""
+
 
 Video = Annotated[Path, typer.Argument(metavar="VIDEO", help="A video file.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
@@ -611,7 +627,7 @@ def train(
     ] = False,
 ) -> None:
     """Train: the miniature from nothing, or a full-size model on your data. A killed run goes on where it stopped."""
-    with _one_line_errors():
+    with _interruptible(f"what is finished is kept in {out}"), _one_line_errors():
         given = [
             f"--{name.replace('_', '-')}"
             for name in context.params
@@ -722,7 +738,7 @@ def reproduce(
     as_json: AsJson = False,
 ) -> None:
     """Run notebooks: executed copies, HTML, figures and a stamped result.json. Exit code 1 if one fails."""
-    with _one_line_errors():
+    with _interruptible(f"finished notebooks are in {out}"), _one_line_errors():
         from vilamp_lite.reproduce import all_notebooks, find_notebook, parameters_of, parse_parameters, run_notebooks
 
         chosen = [find_notebook(name) for name in notebooks] if notebooks else all_notebooks()
@@ -790,12 +806,12 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Run a notebook for each cell of a grid, in parallel; a table and a figure of it. Exit code 1 if a cell fails."""
-    with _one_line_errors():
+    out = out or Path("runs") / "sweeps" / file.stem
+    with _interruptible(f"finished cells are kept in {out}"), _one_line_errors():
         if scheduler and workers:
             raise ValueError("--workers are local processes: leave them out with --scheduler")
         from vilamp_lite.sweep import load_sweep, run_sweep
 
-        out = out or Path("runs") / "sweeps" / file.stem
         result = run_sweep(load_sweep(file), out, workers=workers, scheduler=scheduler, time_limit=time_limit)
     if as_json:
         # JSON has no NaN, which stands where a cell failed.
@@ -809,6 +825,9 @@ def sweep(
         _errors.print(f"{cell}: {error}; as far as it came: {out / 'cells' / cell}", markup=False)
     if result.failed:
         raise typer.Exit(1)
+
+
+_EVALUATED = Path("runs") / "evaluate"
 
 
 @evaluate.command()
@@ -835,7 +854,11 @@ def niah(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Keep what is finished in this folder, and skip it.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Gets every prediction; what is finished there is skipped.",
+            show_default="a folder of runs/evaluate for each model and its questions",
+        ),
     ] = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -844,17 +867,23 @@ def niah(
 
     The depth is that of the first needle; a roll call's many are spread over the video, whatever the depth.
     """
-    with _one_line_errors():
+    with _interruptible(f"what is finished is kept in {out or _EVALUATED}"), _one_line_errors():
         of_cells = ("frames", "depths", "families", "selector", "merger", "questions", "seed", "processes")
         given = [f"--{name}" for name in of_cells if context.get_parameter_source(name).name != "DEFAULT"]
         if cases is not None and given:
             raise ValueError(f"--cases have their own questions and haystacks: leave out {', '.join(given)}")
         # Imported here: torch takes seconds, and `vilamp --help` should not.
+        from vilamp_lite.checkpoints import load_config
         from vilamp_lite.evaluation.footage import evaluate_cases, load_cases
         from vilamp_lite.evaluation.niah import evaluate_cells, grid
+        from vilamp_lite.evaluation.results import weights_fingerprint
 
         if cases is not None:
-            result = evaluate_cases(model, load_cases(cases), out=out, device=device)
+            loaded = load_cases(cases)
+            load_config(model)
+            asked = sha256(cases.read_bytes()).hexdigest()[:16]
+            out = out or _EVALUATED / f"{weights_fingerprint(model)}_cases_{asked}"
+            result = evaluate_cases(model, loaded, out=out, device=device)
         else:
             cells = grid(
                 _listed("frames", frames, int),
@@ -864,13 +893,14 @@ def niah(
                 _listed("merger", merger, str),
                 questions,
             )
+            load_config(model)
+            out = out or _EVALUATED / f"{weights_fingerprint(model)}_seed{seed}_questions{questions}"
             result = evaluate_cells(model, cells, seed=seed, processes=processes, out=out, device=device).as_json()
     if as_json:
         typer.echo(json.dumps(result))
-    elif cases is not None:
-        _print_cases(result)
     else:
-        _print_cells(result)
+        (_print_cells if cases is None else _print_cases)(result)
+        Console(highlight=False, soft_wrap=True).print(f"Each prediction: {out}", markup=False)
 
 
 def _listed(option: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
