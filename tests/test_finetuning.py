@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import DEFAULT, Mock
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from safetensors import safe_open
 from tiny_models import tiny_model
 from torch.nn import functional as F
 
@@ -203,6 +206,26 @@ def test_half_precision_keeps_exact_weights(examples: list[VideoQuestion], tmp_p
     assert curve[-1, 0] < 0.5 * curve[0, 0]
     loaded = load_checkpoint(tmp_path / "model")
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
+def test_accelerate_launch_runs_the_command(folder: Path, tmp_path: Path) -> None:
+    """On CPUs it starts one process; several, by torchrun, are in test_training.py."""
+    model = tiny_model()
+    for part in (model, byte_level(model)):
+        part.save_pretrained(tmp_path / "start")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1", "--num_machines=1"]
+    launch += ["--mixed_precision=no", "--dynamo_backend=no", "-m", "vilamp_lite.cli", "train", "--preset", "paper"]
+    options = {"--model": tmp_path / "start", "--data": folder / "train.jsonl", "--out": tmp_path / "out"}
+    options |= {"--steps": 2, "--batch-size": 2, "--max-frames": 4, "--learning-rate": 0.01}
+    command = [*launch, *(str(word) for option in options.items() for word in option)]
+    run = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    trained, start = weights(load_checkpoint(tmp_path / "out" / "model")), weights(model)
+    assert not torch.equal(trained["language_model.lm_head.weight"], start["language_model.lm_head.weight"])
+    (state,) = (tmp_path / "out").rglob("state.safetensors")
+    with safe_open(state, "pt") as file:
+        about = json.loads(file.metadata()["about"])
+    assert about["step"] == 2
 
 
 # --- The batch -------------------------------------------------------------------------------------------------------
