@@ -1,5 +1,6 @@
-"""Run every benchmark, then write RESULTS.md from what they measured."""
+"""Run benchmarks, all or those that are named, then write RESULTS.md from what has been measured."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -13,6 +14,14 @@ for memory, five times for time (the median is shown), in turns with the other m
 for both. *Extra memory* is the peak above what was resident with the inputs loaded. Ratios refer to the baseline in the
 same run.
 """
+BENCHMARKS = {
+    "keyframes": keyframes,
+    "merging": merging,
+    "video": video,
+    "end_to_end": end_to_end,
+    "questions": questions,
+    "render": render,
+}
 
 
 def markdown(result: dict[str, object]) -> str:
@@ -24,14 +33,14 @@ def markdown(result: dict[str, object]) -> str:
 
 
 def main() -> None:
-    """Run all and collect their tables."""
-    benchmarks = (keyframes, merging, video, end_to_end, questions, render)
-    for benchmark in benchmarks:
-        benchmark.main()
-    names = [benchmark.__name__.rpartition(".")[2] for benchmark in benchmarks]
-    results = [json.loads((RESULTS / f"{name}.json").read_text()) for name in names]
-    text = "\n".join([INTRODUCTION, *map(markdown, results)])
-    Path(RESULTS.parent / "RESULTS.md").write_text(text)
+    """Run them and collect all tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], metavar="NAME", help=", ".join(BENCHMARKS))
+    for name in parser.parse_args().names or BENCHMARKS:
+        BENCHMARKS[name].main()
+    files = [RESULTS / f"{name}.json" for name in BENCHMARKS]
+    results = [json.loads(file.read_text()) for file in files if file.is_file()]
+    Path(RESULTS.parent / "RESULTS.md").write_text("\n".join([INTRODUCTION, *map(markdown, results)]))
 
 
 if __name__ == "__main__":
