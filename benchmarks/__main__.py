@@ -35,8 +35,11 @@ def markdown(result: dict[str, object]) -> str:
 def main() -> None:
     """Run them and collect all tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], metavar="NAME", help=", ".join(BENCHMARKS))
-    for name in parser.parse_args().names or BENCHMARKS:
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
+    names = parser.parse_args().names or list(BENCHMARKS)
+    if unknown := set(names) - set(BENCHMARKS):
+        parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    for name in names:
         BENCHMARKS[name].main()
     files = [RESULTS / f"{name}.json" for name in BENCHMARKS]
     results = [json.loads(file.read_text()) for file in files if file.is_file()]
