@@ -32,6 +32,7 @@ notebooks: $(STAMP)  ## run the notebooks in place and store their outputs
 figures: $(STAMP)  ## make the committed figures/ again
 	$(BIN)/vilamp keyframes data/photo_tour.mp4 "a cup of coffee on a wooden table" --encoder conse --max-keyframes 8 \
 		--strip figures/film_strip.png
+	$(BIN)/python -m vilamp_lite.evaluation.figures
 
 studies: $(STAMP)  ## the recorded full runs of notebooks 05, 07 and 08, in figures/results; goes on where it was stopped
 	$(BIN)/python -m vilamp_lite.evaluation.recorded --processes 2

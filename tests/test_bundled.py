@@ -1,10 +1,16 @@
 """The bundled miniature: small, complete, and it answers."""
 
 import numpy as np
+import pytest
 import torch
 
 from vilamp_lite.checkpoints import load_checkpoint, load_processor
 from vilamp_lite.evaluation.niah import evaluate_cells, grid
+from vilamp_lite.evaluation.recorded import RECORDED, load_result
+from vilamp_lite.evaluation.report import find
+from vilamp_lite.evaluation.results import weights_fingerprint
+from vilamp_lite.evaluation.scoring import wilson_interval
+from vilamp_lite.evaluation.studies import ALL
 from vilamp_lite.tinyworld import MINIATURE
 from vilamp_lite.tinyworld.haystack import hide
 from vilamp_lite.tinyworld.questions import FAMILIES, sample_questions
@@ -20,11 +26,20 @@ def test_it_is_small_and_complete() -> None:
     assert {path.suffix for path in files} <= {".json", ".md", ".safetensors"}
 
 
-def test_it_answers() -> None:
-    """Chance is 1/8 and less; 20 questions of five families can't be right by chance so often (p < 1e-6)."""
-    cells = grid([128], [0.5], list(FAMILIES), questions=4)
-    results = evaluate_cells(MINIATURE, cells, seed=5, pool=60).results
-    assert np.mean([right for result in results for right in result.correct]) >= 0.6
+@pytest.mark.parametrize("name", [*RECORDED, "streaming"])
+def test_what_is_recorded_is_of_these_weights(name: str) -> None:
+    assert load_result(name)["stamp"]["weights"] == weights_fingerprint(MINIATURE)
+
+
+def test_it_answers_as_recorded() -> None:
+    """50 new questions at the length of the recorded ablation: both intervals overlap, and chance is far off."""
+    recorded = find(load_result("ablation")["rows"], selector="dks", merger="dfm", family=ALL)
+    cells = grid([recorded["frames"]], [0.5], list(FAMILIES), questions=10)
+    results = evaluate_cells(MINIATURE, cells, seed=5, pool=200).results
+    right = [right for result in results for right in result.correct]
+    low, high = wilson_interval(sum(right), len(right))
+    assert high >= recorded["low"]
+    assert low >= 0.6
 
 
 @torch.inference_mode()

@@ -4,7 +4,7 @@
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -122,18 +122,38 @@ def attention_figure(study: Study, frames: int, family: str = ALL) -> Figure:
     return plots.attention_concentration(curves, study["parameters"]["attention_share"])
 
 
+# The committed figures, but for the last one, by the recorded study that each shows.
+DRAWN: dict[str, Callable[[Study], Figure]] = {
+    TRAINING: lambda study: training_figure(study, study["parameters"]["seeds"][0]),
+    "niah": niah_figure,
+    "ablation": ablation_figure,
+    "sensitivity": sensitivity_figure,
+    "keyframes": setting_figure,
+    "redundancy": setting_figure,
+    "peers": peers_figure,
+    "attention": lambda study: attention_figure(study, study["parameters"]["frames"][-1]),
+}
+# Two trainings each, by the panel's title; together they are "trainings.png".
+TRAININGS = {
+    "reference frame": "released_reference",
+    "keyframe block": "no_keyframe_block",
+    "grounding": "no_grounding",
+    "logit scaling": "no_attention_scaling",
+    "interpolated positions": "no_position_interpolation",
+}
+
+
 def main(folder: Path = RESULTS.parent) -> int:
     """Draw the committed figures."""
     plots.set_style()
-    drawn = {
-        TRAINING: lambda study: training_figure(study, study["parameters"]["seeds"][0]),
-        "niah": niah_figure,
-        "ablation": ablation_figure,
-        "peers": peers_figure,
-    }
     try:
-        for name, draw in drawn.items():
-            draw(load_result(name)).savefig(folder / f"{name}.png", dpi=150)
+        drawn = {name: draw(load_result(name)) for name, draw in DRAWN.items()}
+        compared = {title: load_result(name) for title, name in TRAININGS.items()}
+        drawn["trainings"] = differences_figure(
+            compared, "accuracy: the right reference minus the slip; with minus without"
+        )
+        for name, figure in drawn.items():
+            figure.savefig(folder / f"{name}.png", dpi=150)
             print(folder / f"{name}.png")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
