@@ -45,6 +45,10 @@ SHOW_CELL = """
     content.activeCellIndex = index;
     content.scrollToItem(index, 'start').then(() => done(content.widgets[index].node));
 """
+# One step: an image may be replaced between two.
+FIGURE = """
+    return Array.from(arguments[0].querySelectorAll('.jp-OutputArea img'), image => image.src).join('');
+"""
 STOP_KERNEL = """
     const done = arguments[0];
     window.jupyterapp.shell.currentWidget.sessionContext.shutdown().then(() => done());
@@ -113,7 +117,7 @@ def run_all_cells(browser: Chrome) -> list[dict]:
 
 def figure_of(cell: WebElement) -> str:
     """The figure of an interactive cell: the data of its images, while it is redrawn nothing."""
-    return "".join(image.get_attribute("src") for image in cell.find_elements(By.CSS_SELECTOR, ".jp-OutputArea img"))
+    return cell.parent.execute_script(FIGURE, cell)
 
 
 def move(control: WebElement) -> None:
