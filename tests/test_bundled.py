@@ -26,7 +26,7 @@ def test_it_is_small_and_complete() -> None:
     assert {path.suffix for path in files} <= {".json", ".md", ".safetensors"}
 
 
-@pytest.mark.parametrize("name", [*RECORDED, "streaming"])
+@pytest.mark.parametrize("name", [*RECORDED, "streaming", "streaming_100000"])
 def test_what_is_recorded_is_of_these_weights(name: str) -> None:
     assert load_result(name)["stamp"]["weights"] == weights_fingerprint(MINIATURE)
 
