@@ -41,7 +41,10 @@ def mid_size() -> tuple[ViLaMPForConditionalGeneration, ViLaMPProcessor]:
     small = {"hidden_size": 768, "num_hidden_layers": 2, "num_attention_heads": 12}
     config = ViLaMPConfig.released(
         vision_config=SIGLIP_SO400M | small | {"intermediate_size": 3072},
-        text_config=QWEN2_7B | small | {"intermediate_size": 2048, "num_key_value_heads": 2, "vocab_size": 32_000},
+        text_config=QWEN2_7B
+        | small
+        | {"intermediate_size": 2048, "num_key_value_heads": 2}
+        | {"vocab_size": 32_000, "bos_token_id": None, "eos_token_id": None},
         selector_config={
             "model_type": "clip",
             "projection_dim": 512,

@@ -15,7 +15,7 @@ from typing import Any
 
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.evaluation.recorded import RESULTS, load_result
-from vilamp_lite.evaluation.report import find
+from vilamp_lite.evaluation.report import difference_text, find
 from vilamp_lite.evaluation.studies import ALL
 from vilamp_lite.miniature import Recipe
 from vilamp_lite.stamp import ROOT
@@ -58,6 +58,7 @@ def card(results: Path = RESULTS) -> str:
         ValueError: a result that was not recorded.
     """
     seeds, long, ablation = (load_result(name, results) for name in ("seeds", "seeds_10000", "ablation"))
+    again = find(load_result("retrained", results)["rows"], family=ALL)
     frames, questions = seeds["parameters"]["frames"][0], seeds["rows"][0]["questions"]
     recipe = Recipe()
     stages = "\n".join(
@@ -73,6 +74,10 @@ def card(results: Path = RESULTS) -> str:
         count=len(seeds["parameters"]["models"]),
         seeds=_seeds_table(seeds["rows"], seeds["parameters"]["variants"]),
         own=_own_table(ablation["rows"]),
+        bundled=again["first_accuracy"],
+        again=again["second_accuracy"],
+        again_questions=again["questions"],
+        difference=difference_text(again),
         long=_seeds_table(long["rows"], long["parameters"]["variants"]),
         long_questions=long["rows"][0]["questions"],
         commit=str(seeds["stamp"]["commit"])[:10],
@@ -156,6 +161,9 @@ At {frames:,} frames, {count} seeds of stages 2 to 4, mean ± standard deviation
 The bundled model by itself:
 
 {own}
+
+The same command once more, from nothing, on all families, {again_questions:,} questions: the bundled one {bundled:.3f},
+the other {again:.3f}; bundled minus other {difference}.
 
 At 10,000 frames, {long_questions} questions of each family and seed:
 

@@ -42,6 +42,13 @@ def test_it_answers_as_recorded() -> None:
     assert low >= 0.6
 
 
+def test_the_recipe_makes_such_a_model_again() -> None:
+    """Recorded: no difference is shown on 1,000 questions, and its interval has no room for one of .05."""
+    row = find(load_result("retrained")["rows"], family=ALL)
+    assert row["p"] >= 0.05
+    assert max(abs(row["difference_low"]), abs(row["difference_high"])) <= 0.05
+
+
 @torch.inference_mode()
 def test_it_answers_by_the_way_users_go() -> None:
     """From pixels through the processor, not from features."""

@@ -186,7 +186,7 @@ def test_every_recorded_study_has_a_committed_figure(tmp_path: Path) -> None:
     drawn = {path.name for path in tmp_path.glob("*.png")}
     assert drawn == {f"{name}.png" for name in (*figures.DRAWN, "trainings")}
     assert drawn <= {path.name for path in RESULTS.parent.glob("*.png")}
-    assert {*figures.DRAWN, *figures.TRAININGS.values(), "seeds", "seeds_10000"} == {TRAINING, *RECORDED}
+    assert {*figures.DRAWN, *figures.TRAININGS.values(), "seeds", "seeds_10000", "retrained"} == {TRAINING, *RECORDED}
     plt.close("all")
 
 

@@ -57,6 +57,9 @@ def test_the_cards_numbers_are_the_recorded_ones(make_miniature: ModuleType, tmp
     ]
     scores = {"accuracy": 0.77, "low": 0.71, "high": 0.82}
     own = [{"selector": "dks", "merger": "dfm", "family": family} | scores for family in families]
+    again = {"family": ALL, "questions": 1000, "first_accuracy": 0.871, "second_accuracy": 0.869, "p": 0.6}
+    again |= {"difference": 0.002, "difference_low": -0.011, "difference_high": 0.015}
+    (tmp_path / "retrained.json").write_text(json.dumps(about | {"parameters": {}, "rows": [again]}))
     for name, rows in {"seeds": seeds, "seeds_10000": seeds[:6], "ablation": own}.items():
         given = parameters | ({"variants": parameters["variants"][:1]} if name == "seeds_10000" else {})
         (tmp_path / f"{name}.json").write_text(json.dumps(about | {"parameters": given, "rows": rows}))
@@ -64,6 +67,7 @@ def test_the_cards_numbers_are_the_recorded_ones(make_miniature: ModuleType, tmp
     assert "| uniform + mean | 0.90 ± 0.02 | 0.89 ± 0.02 |" in card
     assert card.count("| dks + dfm | 0.90 ± 0.02 |") == 2
     assert "0.77 (0.71–0.82)" in card
+    assert "the bundled one 0.871,\nthe other 0.869; bundled minus other +0.00 (-0.01 to +0.01, p = 0.6)" in card
     for text in ("200 questions of each family", "At 2,048 frames, 3 seeds", "0123456789", "attribute 1/8"):
         assert text in card
     assert "{" not in card

@@ -131,6 +131,8 @@ RECORDED: dict[str, Recording] = {
     "redundancy": Recording(redundancy_study, _SWEEP),
     "attention": Recording(attention_study, Exam((256, 512), questions=40, pool=400)),
     **{name: Recording(comparison_study, _AT_2048, others=(f"{name}-seed0",)) for name in _TRAINED_OTHERWISE},
+    # The bundled model beside what the same command makes here.
+    "retrained": Recording(comparison_study, _AT_2048, others=("full-seed0",)),
     "peers": Recording(peers_study, _SWEEP, others=tuple(f"peer_{peer}-seed0" for peer in PEERS)),
     "seeds": Recording(seeds_study, _AT_2048, {"variants": _VARIANTS}, _SEEDS),
     "seeds_10000": Recording(seeds_study, Exam((10_000,), _DEPTHS, questions=8), others=_SEEDS),
