@@ -191,3 +191,4 @@ def test_curves_show_means_and_ranges() -> None:
     assert axis.lines[0].get_ydata().tolist() == [2.0, 4.0]
     heights = axis.collections[0].get_paths()[0].vertices[:, 1]
     assert (heights.min(), heights.max()) == (1.0, 6.0)
+    assert axis.get_title() == "total, mean over seed, range shaded"

@@ -938,7 +938,8 @@ def sweep_curves(table: pd.DataFrame, metric: str, x: str, hue: str | None = Non
     colours = None if hue is None else sns.color_palette("colorblind", table[hue].nunique())
     # All of the values lie between the 0th and the 100th percentile.
     sns.lineplot(table, x=x, y=metric, hue=hue, style=hue, palette=colours, markers=True, errorbar=("pi", 100), ax=axis)
-    axis.set_title(_averaged(table, metric, x, hue))
+    title = _averaged(table, metric, x, hue)
+    axis.set_title(title if title == metric else f"{title}, range shaded")
     return figure
 
 
