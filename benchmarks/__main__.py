@@ -10,9 +10,9 @@ from benchmarks.measure import RESULTS, columns
 INTRODUCTION = """# Benchmarks
 
 Made by `make bench` from `results/*.json`; don't edit. Each method runs in a process of its own: once to warm up, once
-for memory, five times for time (the median is shown), in turns with the other methods; where a run takes minutes, once
-for both. *Extra memory* is the peak above what was resident with the inputs loaded. Ratios refer to the baseline in the
-same run.
+for memory, five times for time (the median is shown), in turns with the other methods. Where the title says *one run*,
+each method runs once for both. *Extra memory* is the peak above what was resident with the inputs loaded. Ratios refer
+to the baseline in the same run.
 """
 BENCHMARKS = {
     "keyframes": keyframes,

@@ -20,6 +20,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from vilamp_lite.stamp import processor_name
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -123,11 +125,8 @@ def _status(field: str) -> int:
 
 def machine() -> str:
     """Name the processor, its cores, and the versions that matter."""
-    cpu = next(
-        (line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
-    return f"{cpu}, {os.cpu_count()} cores; Python {platform.python_version()}, torch {torch.__version__}, 1 thread"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{processor_name()}, {os.cpu_count()} cores; {versions}, 1 thread"
 
 
 def report(name: str, title: str, baseline: str, rows: list[dict[str, object]]) -> None:

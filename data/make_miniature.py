@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from vilamp_lite.configuration import ViLaMPConfig
+from vilamp_lite.evaluation.figures import shown_name
 from vilamp_lite.evaluation.recorded import RESULTS, load_result
-from vilamp_lite.evaluation.report import difference_text, find
+from vilamp_lite.evaluation.report import difference_text, find, not_best_mean, variant_name
 from vilamp_lite.evaluation.studies import ALL
 from vilamp_lite.miniature import Recipe
-from vilamp_lite.stamp import ROOT
+from vilamp_lite.stamp import ROOT, short_commit
 from vilamp_lite.tasks import LENGTHS
 from vilamp_lite.tinyworld import MINIATURE
 from vilamp_lite.tinyworld.encoder import vocabulary
@@ -58,7 +59,8 @@ def card(results: Path = RESULTS) -> str:
         ValueError: a result that was not recorded.
     """
     seeds, long, ablation = (load_result(name, results) for name in ("seeds", "seeds_10000", "ablation"))
-    again = find(load_result("retrained", results)["rows"], family=ALL)
+    retrained = load_result("retrained", results)
+    again = find(retrained["rows"], family=ALL)
     frames, questions = seeds["parameters"]["frames"][0], seeds["rows"][0]["questions"]
     recipe = Recipe()
     stages = "\n".join(
@@ -73,6 +75,7 @@ def card(results: Path = RESULTS) -> str:
         questions=questions,
         count=len(seeds["parameters"]["models"]),
         seeds=_seeds_table(seeds["rows"], seeds["parameters"]["variants"]),
+        not_best="\n".join(f"- {sentence}" for sentence in not_best_mean(seeds["rows"], _name)) or "It is best on all.",
         own=_own_table(ablation["rows"]),
         bundled=again["first_accuracy"],
         again=again["second_accuracy"],
@@ -80,15 +83,22 @@ def card(results: Path = RESULTS) -> str:
         difference=difference_text(again),
         long=_seeds_table(long["rows"], long["parameters"]["variants"]),
         long_questions=long["rows"][0]["questions"],
-        commit=str(seeds["stamp"]["commit"])[:10],
-        chance=", ".join(f"{name} 1/{len(family.options('star'))}" for name, family in FAMILIES.items()),
-        words=len(vocabulary()),
+        commit=short_commit(seeds["stamp"]),
+        own_commit=short_commit(ablation["stamp"]),
+        again_commit=short_commit(retrained["stamp"]),
+        long_commit=short_commit(long["stamp"]),
+        families=_families_table(),
+        words=sum(word.isalpha() for word in vocabulary()),
         config=ViLaMPConfig.miniature(),
         longest=max(tokens for _, tokens in LENGTHS),
         side=SIDE,
         shapes=len(SHAPES),
         colors=len(COLORS),
     )
+
+
+def _name(row: dict[str, Any]) -> str:
+    return shown_name(variant_name(row))
 
 
 def _header(first: str) -> list[str]:
@@ -100,7 +110,7 @@ def _seeds_table(rows: list[dict[str, Any]], variants: list[list[str]]) -> str:
     for selector, merger in variants:
         own = [find(rows, selector=selector, merger=merger, family=family) for family in FAMILY_NAMES]
         cells = " | ".join(f"{row['mean']:.2f} ± {row['spread']:.2f}" for row in own)
-        lines.append(f"| {selector} + {merger} | {cells} |")
+        lines.append(f"| {shown_name(f'{selector} + {merger}')} | {cells} |")
     return "\n".join(lines)
 
 
@@ -108,7 +118,15 @@ def _own_table(rows: list[dict[str, Any]]) -> str:
     lines = _header("seed 0 (95 % interval)")
     own = [find(rows, selector="dks", merger="dfm", family=family) for family in FAMILY_NAMES]
     cells = " | ".join(f"{row['accuracy']:.2f} ({row['low']:.2f}–{row['high']:.2f})" for row in own)
-    return "\n".join([*lines, f"| dks + dfm | {cells} |"])
+    return "\n".join([*lines, f"| DKS + DFM | {cells} |"])
+
+
+def _families_table() -> str:
+    lines = ["| family | asks, such as | chance | what it separates |", "|---|---|---|---|"]
+    for name, family in FAMILIES.items():
+        asked, why = (text.format(shape="star") for text in (family.text, family.separates))
+        lines.append(f"| {name} | {asked} | 1/{len(family.options('star'))} | {why} |")
+    return "\n".join(lines)
 
 
 CARD = """# The miniature: a ViLaMP for TinyWorld
@@ -151,29 +169,37 @@ Notebook 08 shows the model without each addition.
 
 ## Measured accuracy
 
-On scenes that training never met, {questions} questions of each family, five depths, commit {commit}.
-Chance, by family: {chance}.
+The five families of questions:
 
-At {frames:,} frames, {count} seeds of stages 2 to 4, mean ± standard deviation between seeds:
+{families}
+
+On scenes that training never met, {questions} questions of each family, five depths. DKS and DFM are the full method;
+"uniform" and "top-K" choose keyframes otherwise, "mean" and "drop" treat the other frames otherwise.
+
+At {frames:,} frames, {count} seeds of stages 2 to 4, mean ± standard deviation between seeds (commit {commit}):
 
 {seeds}
 
-The bundled model by itself:
+Where another variant's mean is ahead, with the paired difference (full method minus that variant) for each seed:
+
+{not_best}
+
+The bundled model by itself (commit {own_commit}):
 
 {own}
 
 The same command once more, from nothing, on all families, {again_questions:,} questions: the bundled one {bundled:.3f},
-the other {again:.3f}; bundled minus other {difference}.
+the other {again:.3f}; bundled minus other {difference} (commit {again_commit}).
 
-At 10,000 frames, {long_questions} questions of each family and seed:
+At 10,000 frames, {long_questions} questions of each family and seed (commit {long_commit}):
 
 {long}
 
 ## Limits
 
 TinyWorld only: {side} × {side} pictures of {shapes} shapes in {colors} colors. Trained on at most {longest:,} tokens.
-It answers one of its known answers whatever is asked, and can't say that it does not know. Words outside its {words}
-are refused.
+It answers one of its known answers whatever is asked, and can't say that it does not know. A word that is not among the
+{words} that it knows is refused.
 `vilamp ask` refuses other footage without `--force`, because any answer would be a guess.
 """
 

@@ -286,6 +286,8 @@ def test_onevision_takes_other_settings(tmp_path: Path) -> None:
     shared = from_llava_onevision(**paths, connectors="shared", merge_before_projection=False, dtype=torch.bfloat16)
     assert shared.merged_connector is shared.keyframe_connector
     assert shared.dtype == torch.bfloat16
+    for name, value in CLIPModel.from_pretrained(tmp_path / "clip").state_dict().items():  # exact, not rounded
+        assert torch.equal(shared.selector.state_dict()[name], value), name
     assert same(from_llava_onevision(**paths, seed=1), from_llava_onevision(**paths, seed=1))
     with pytest.raises(ValueError, match="can start neutral only"):
         from_llava_onevision(**paths, merge_redundancy="raw")

@@ -13,7 +13,7 @@ from vilamp_lite import cli, miniature
 from vilamp_lite.merging import QFormerMerger
 from vilamp_lite.miniature import assemble, save_miniature
 from vilamp_lite.tinyworld.encoder import TinyWorldConfig, TinyWorldModel, vocabulary
-from vilamp_lite.tinyworld.questions import random_scene
+from vilamp_lite.tinyworld.questions import FAMILIES, random_scene
 from vilamp_lite.tinyworld.render import write_video
 
 QUESTION = "what color is the star?"
@@ -166,6 +166,12 @@ def test_a_training_gets_its_options(trainings: list, tmp_path: Path) -> None:
     ((places, options),) = trainings
     assert places == (tmp_path, 3, "no_grounding")
     assert options["mixed_precision"] == "bf16"
+
+
+@pytest.mark.parametrize(("command", "names"), [("train", miniature.STUDIES), ("tinyworld", FAMILIES)])
+def test_help_lists_every_name(command: str, names: dict) -> None:
+    shown = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "400"}).stdout
+    assert f"{', '.join(names)}." in shown
 
 
 def test_an_unknown_study(tmp_path: Path) -> None:

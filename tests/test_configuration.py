@@ -53,6 +53,7 @@ def test_presets_differ_where_the_code_departs_from_the_paper() -> None:
     [
         ({"max_keyframe": 3}, "no field max_keyframe"),
         ({"max_keyframes": 0}, "max_keyframes must be an integer of at least 1"),
+        ({"similarity_threshold": None}, "similarity_threshold must be a finite number, got NoneType None"),
         ({"similarity_threshold": 1.5}, "similarity_threshold is a cosine"),
         ({"relevance_threshold": float("nan")}, "relevance_threshold must be a finite number"),
         ({"temperature": 0.0}, "temperature must be a finite number above 0"),

@@ -1,6 +1,7 @@
 """The feature store: answers as from the file, kills, damage, a second writer, a full disk, and the two commands."""
 
 import json
+import math
 import os
 import random
 import resource
@@ -22,7 +23,7 @@ from video_files import write_video
 
 from vilamp_lite import cli
 from vilamp_lite.feature_store import FRAMES_PER_SHARD, STORED_TYPES, FeatureStore
-from vilamp_lite.modeling import FRAMES_AT_ONCE, ViLaMPForConditionalGeneration
+from vilamp_lite.modeling import ViLaMPForConditionalGeneration, frames_at_once
 from vilamp_lite.processing import ViLaMPProcessor
 from vilamp_lite.tinyworld.questions import random_scene
 from vilamp_lite.tinyworld.render import write_video as write_world
@@ -211,7 +212,7 @@ def test_killed_at_20_random_moments(
         os.kill(child, signal.SIGKILL)
         killed += os.waitpid(child, 0)[1] == signal.SIGKILL
         with os.fdopen(seen, "rb") as pipe:
-            encoded = FRAMES_AT_ONCE * (moment % 10) + sum(pipe.read())
+            encoded = frames_at_once(model.config) * (moment % 10) + sum(pipe.read())
         kept = shards(folder) if folder.exists() else set()
         assert kept <= wanted.keys()
         # Of the frames that were encoded, those of the shard in work are lost, and no others.
@@ -363,6 +364,16 @@ def test_a_type_that_is_too_small(video: Path, tmp_path: Path) -> None:
     FeatureStore.open(tmp_path / "brain").encode(video, model, processor, dtype=torch.bfloat16)
 
 
+@pytest.mark.parametrize(("part", "name"), [("vision_tower", "patches"), ("selector.vision_model", "embeds")])
+def test_a_model_that_gives_nan_is_not_stored(part: str, name: str, video: Path, tmp_path: Path) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.get_submodule(part).embeddings.patch_embedding.weight.fill_(math.nan)
+    with pytest.raises(ValueError, match=f"{name} holds NaN or infinity"):
+        FeatureStore.open(tmp_path / "store").encode(video, model, ViLaMPProcessor.byte_level(model.config))
+    assert not list((tmp_path / "store").glob("*.safetensors"))
+
+
 # --- A second writer, a full disk ------------------------------------------------------------------------------------
 
 
@@ -382,7 +393,7 @@ def test_a_second_writer_is_refused(
     store = FeatureStore.open(tmp_path / "store")
     child = in_child(lambda: store.encode(video, model, waiting))
     os.read(started, 1)  # it holds the lock now
-    with pytest.raises(ValueError, match="is being written by another process: wait until it ends"):
+    with pytest.raises(ValueError, match=r"another encoding is at work in .*: wait for its end"):
         store.encode(video, model, processor)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)

@@ -50,6 +50,7 @@ def studies() -> dict[str, dict]:
         for family in (*FAMILIES, ALL)
     ]
     about = {"variants": [["dks", "dfm"], ["uniform", "mean"]], "frames": [64, 128, 256], "depths": [0.0, 1.0]}
+    about["families"] = FAMILIES
     training = [
         {"seed": seed, "stage": stage, "steps": 6, "window": 2, "loss": [3 + seed, 2, 1], "accuracy": [0, 0.5, 1]}
         for seed in (0, 1)
@@ -66,12 +67,14 @@ def studies() -> dict[str, dict]:
 def test_a_map_holds_its_own_cells(studies: dict[str, dict]) -> None:
     figure = niah_figure(studies["niah"], "companion")
     maps = [axis.images[0].get_array() for axis in figure.axes if axis.images]
-    assert [axis.get_title() for axis in figure.axes[:2]] == ["dks + dfm", "uniform + mean"]
+    assert [axis.get_title() for axis in figure.axes[:2]] == ["DKS + DFM", "uniform + mean"]
     for shown, selector in zip(maps, ("dks", "uniform"), strict=True):
         for line, depth in zip(shown, (0.0, 1.0), strict=True):
             own = [r for r in studies["niah"]["rows"] if (r["selector"], r["depth"]) == (selector, depth)]
             wanted = [r["accuracy"] for r in own if r["family"] == "companion"]
             assert line.tolist() == pytest.approx(wanted)
+    (chance,) = figure.axes[-1].lines[-1:]
+    assert chance.get_ydata() == pytest.approx([1 / 9] * 2)  # one of the other nine shapes
     plt.close(figure)
 
 
@@ -92,7 +95,7 @@ def test_peers_stand_at_their_tokens(studies: dict[str, dict]) -> None:
         assert line.get_xdata().tolist() == [125, 253]
         assert line.get_ydata().tolist() == pytest.approx([0.2 + 0.1 * number] * 2)
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["chance", "full", "dense"]
+    assert [text.get_text() for text in legend.get_texts()] == ["chance", "ViLaMP (full)", "dense"]
     plt.close(figure)
 
 
@@ -104,6 +107,8 @@ def test_a_variant_can_be_set_off(studies: dict[str, dict]) -> None:
         assert every.get_xdata().tolist() == pytest.approx([0.3, 0.4])
         assert marked.get_xdata().tolist() == pytest.approx([share])
         assert marked.get_color() != every.get_color()
+        (legend,) = figure.legends
+        assert legend.get_texts()[0].get_text() == {0.3: "DKS + DFM", 0.4: "uniform + DFM"}[share]
         plt.close(figure)
     assert interval(studies["ablation"]["rows"][0]) == (0.3, 0.25, 0.35)
 
@@ -176,7 +181,7 @@ def test_attention_is_of_one_length_and_family() -> None:
     ]
     figure = attention_figure({"parameters": {"attention_share": 0.9}, "rows": rows}, 512, "companion")
     lines = figure.axes[0].lines
-    assert [line.get_label() for line in lines[:2]] == ["dks + dfm", "uniform + dfm"]
+    assert [line.get_label() for line in lines[:2]] == ["DKS + DFM", "uniform + DFM"]
     assert [line.get_ydata()[0] for line in lines[:2]] == pytest.approx([70, 80])
     plt.close(figure)
 

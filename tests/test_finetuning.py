@@ -109,6 +109,9 @@ def test_one_example_is_learned_and_the_model_written(examples: list[VideoQuesti
     trained = weights(model)
     assert all(torch.equal(value, trained[name]) for name, value in loaded.named_parameters())
     # Called again, the finished stage is read, not repeated.
+    for other in ({"examples": examples[:2]}, {"examples": [example], "max_frames": 5}):
+        with pytest.raises(ValueError, match="is of another training"):
+            finetune(tiny_model(), processor, stage=OVERFIT, **options | other)
     again = tiny_model()
     assert np.array_equal(finetune(again, processor, [example], OVERFIT, **options), curve)
     assert all(torch.equal(value, trained[name]) for name, value in again.named_parameters())

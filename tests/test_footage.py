@@ -58,7 +58,7 @@ def test_a_splice_holds_the_needle_at_its_depth(depth: float, place: int, batch_
 
 def test_a_splices_frames_one_by_one(footage: Path) -> None:
     splice = Splice.of(make_case(footage), fps=0.5)
-    together = [frame for frames in splice.batches() for frame in frames]
+    together = [frame for frames in splice.batches(8) for frame in frames]
     assert len(together) == splice.num_frames == 10 + 3
     for number, frame in enumerate(together):
         assert np.array_equal(splice.frame(number)[0], frame)
@@ -69,7 +69,7 @@ def test_a_splice_is_encoded_like_its_frames(
     depth: float, footage: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor
 ) -> None:
     splice = Splice.of(make_case(footage, depth=depth), fps=1)
-    pixels = torch.cat([processor.vision_pixels(frames) for frames in splice.batches()])
+    pixels = torch.cat([processor.vision_pixels(frames) for frames in splice.batches(8)])
     ahead = []
     for question in ("what color is the star?", "which two are with the moon?"):
         with torch.no_grad():
@@ -119,6 +119,12 @@ def test_cases_are_answered_and_kept(miniature: Path, footage: Path, monkeypatch
     assert len(prompts) == 2
     with pytest.raises(ValueError, match=r"case_1.json is of another evaluation \(depth 1, not 0\)"):
         evaluate_cases(miniature, [cases[0], replace(cases[1], depth=0)], out=out)
+    # So is another video of the same name.
+    content = (footage / "hay.mp4").read_bytes()
+    write_video(footage / "hay.mp4", 21, rate=1)
+    with pytest.raises(ValueError, match=r"case_0.json is of another evaluation \(haystack_sha256"):
+        evaluate_cases(miniature, cases, out=out)
+    (footage / "hay.mp4").write_bytes(content)
 
 
 def test_a_real_answer_to_a_case(
@@ -141,7 +147,8 @@ def test_a_real_answer_to_a_case(
         ({"needle": 3}, "case 0: "),
         ({"question": " "}, "case 0: question must be a non-empty string"),
         ({"options": "ab"}, "case 0: options must be a list of strings"),
-        ({"options": ["a", "a"]}, "case 0: options must be at most 26 different ones"),
+        ({"options": ["a", "a"]}, "case 0: options must differ by more than case and punctuation, got a, a"),
+        ({"options": [str(number) for number in range(27)]}, "case 0: options must be at most 26, got 27"),
         ({"answer": "c"}, "case 0: answer must be one of the options a, b, got 'c'"),
         ({"hint": "x"}, "case 0: must have exactly the fields answer, depth, haystack, needle, options, question"),
     ],

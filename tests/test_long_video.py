@@ -2,13 +2,17 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from vilamp_lite.tinyworld import long_video as module
 from vilamp_lite.tinyworld.long_video import long_video
@@ -49,7 +53,7 @@ def test_the_joined_file_shows_every_scene_in_time(tmp_path: Path) -> None:
     assert 0.5 < start / FRAMES < 0.9
     about = json.loads(video.path.with_suffix(".json").read_text())
     assert about["needle_frames"] == [[start, stop]]
-    assert {path.suffix for path in tmp_path.iterdir()} == {".mp4", ".json"}
+    assert {path.suffix for path in tmp_path.iterdir()} == {".mp4", ".json", ".lock"}
 
 
 def test_parts_look_like_one_encoding(tmp_path: Path) -> None:
@@ -70,7 +74,7 @@ def test_killed_and_resumed_to_the_same_video(tmp_path: Path) -> None:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     assert same_video(long_video(folder, FRAMES).path, whole.path)
-    assert {path.suffix for path in folder.iterdir()} == {".mp4", ".json"}
+    assert {path.suffix for path in folder.iterdir()} == {".mp4", ".json", ".lock"}
 
 
 def test_finished_parts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,3 +115,30 @@ def test_a_video_is_made_once_and_a_damaged_one_anew(tmp_path: Path) -> None:
     assert path.stat().st_mtime_ns > made
     paths = [long_video(tmp_path, FRAMES, **other).path for other in ({"seed": 1}, {"depth": 0.5000001})]
     assert len({path, *paths}) == 3
+
+
+def test_whoever_waits_takes_the_video_that_the_other_made(tmp_path: Path) -> None:
+    made = long_video(tmp_path / "made", FRAMES).path
+    path = tmp_path / "wanted" / made.name
+    path.parent.mkdir()
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(path.with_suffix(".lock")):
+            waiting = pool.submit(long_video, path.parent, FRAMES)
+            time.sleep(1)  # more than it takes to make it
+            assert not waiting.done()
+            assert {file.suffix for file in path.parent.iterdir()} == {".lock"}  # it does not begin beside the other
+            for file in (made, made.with_suffix(".json")):
+                shutil.copy(file, path.parent)
+            copied = path.stat().st_mtime_ns
+        assert waiting.result().path == path
+    assert path.stat().st_mtime_ns == copied
+
+
+def test_two_processes_that_want_the_same_video_get_one_whole_file(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
+        videos = list(pool.map(long_video, [tmp_path] * 2, [FRAMES] * 2))
+    assert videos[0] == videos[1]
+    checksum = json.loads(videos[0].path.with_suffix(".json").read_text())["sha256"]
+    assert checksum == hashlib.sha256(videos[0].path.read_bytes()).hexdigest()
+    assert {path.suffix for path in tmp_path.iterdir()} == {".mp4", ".json", ".lock"}

@@ -65,10 +65,16 @@ def test_the_cards_numbers_are_the_recorded_ones(make_miniature: ModuleType, tmp
         (tmp_path / f"{name}.json").write_text(json.dumps(about | {"parameters": given, "rows": rows}))
     card = make_miniature.card(tmp_path)
     assert "| uniform + mean | 0.90 ± 0.02 | 0.89 ± 0.02 |" in card
-    assert card.count("| dks + dfm | 0.90 ± 0.02 |") == 2
+    assert card.count("| DKS + DFM | 0.90 ± 0.02 |") == 2
     assert "0.77 (0.71–0.82)" in card
     assert "the bundled one 0.871,\nthe other 0.869; bundled minus other +0.00 (-0.01 to +0.01, p = 0.6)" in card
-    for text in ("200 questions of each family", "At 2,048 frames, 3 seeds", "0123456789", "attribute 1/8"):
+    for text in (
+        "200 questions of each family",
+        "It is best on all.",
+        "At 2,048 frames, 3 seeds",
+        "(commit 0123456789)",
+        "| attribute | what color is the star? | 1/8 |",
+    ):
         assert text in card
     assert "{" not in card
     (tmp_path / "ablation.json").unlink()

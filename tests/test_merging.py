@@ -1,5 +1,6 @@
 """Level 2: golden values of the released code, the formula written out, and its properties."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -391,6 +392,14 @@ def test_bad_sizes_and_words() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             build()
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.01, math.nan])
+def test_a_temperature_that_training_broke_is_refused(temperature: float) -> None:
+    merger = DifferentialMerger(8, 8)
+    merger.temperature.data.fill_(temperature)
+    with pytest.raises(ValueError, match=rf"temperature α is {temperature:.3g}, but must be above 0"):
+        merger(PATCHES, REFERENCE, QUERY)
 
 
 def test_bad_videos_and_weights() -> None:

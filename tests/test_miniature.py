@@ -719,6 +719,8 @@ def test_a_training_saves_a_model_that_answers(trained: Path) -> None:
     assert {n for n, v in qformer.named_parameters()} == {n for n, v in fresh.named_parameters()}
     lengths = {name: curve.shape for name, curve in curves(trained, "full", 3).items()}
     assert lengths == {"contrastive": (4, 2), "alignment": (3, 2), "grounding": (5, 2), "mixed": (3, 2)}
+    with pytest.raises(ValueError, match="full-seed4/alignment holds no saved state"):
+        curves(trained, "full", 4)
 
 
 def test_a_finished_training_changes_nothing(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -458,12 +458,25 @@ def test_plain_text_is_the_language_models() -> None:
     torch.testing.assert_close(model(input_ids=ids, logits_to_keep=0).logits, model.language_model(ids).logits)
 
 
+NO_PIXELS = dict.fromkeys(
+    (
+        "pixel_values_videos",
+        "selector_pixel_values",
+        "query_input_ids",
+        "query_attention_mask",
+        "video_num_frames",
+    )
+)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"input_ids": torch.tensor([[5, 6, 7]])}, "prompt 0 must hold one video token"),
         ({"input_ids": torch.tensor([[-200, 6, -200]])}, "prompt 0 must hold one video token .*got 2"),
-        ({"pixel_values_videos": None}, "no video came with them"),
+        (NO_PIXELS, "no video came with them"),
+        ({"pixel_values_videos": None}, "selector_pixel_values, query_input_ids came without pixel_values_videos"),
+        ({"input_ids": None, "inputs_embeds": torch.randn(1, 3, 32)}, "leave out pixel_values_videos, selector_pixel"),
         ({"query_input_ids": None}, "need query_input_ids"),
         ({"selector_pixel_values": None}, "need selector_pixel_values"),
         ({"selector_pixel_values": torch.randn(3, 3, 32, 32)}, "must hold the same frames, got 7 and 3"),
@@ -478,12 +491,9 @@ def test_plain_text_is_the_language_models() -> None:
         ({"labels": torch.ones(1, 3)}, "labels must have input_ids' shape"),
         ({"labels": torch.full((1, 6), -100)}, "labels supervise no token"),
         ({"video_embeds": [torch.randn(5, 32)]}, "not as both"),
-        (
-            {"pixel_values_videos": None, "video_embeds": [torch.randn(5, 16)]},
-            r"video_embeds must be tensors \[T, 32\]",
-        ),
-        ({"pixel_values_videos": None, "video_embeds": ["tokens"]}, r"video_embeds must be tensors \[T, 32\]"),
-        ({"pixel_values_videos": None, "video_embeds": [torch.randn(40_000, 32)]}, "do not fit the language model's"),
+        (NO_PIXELS | {"video_embeds": [torch.randn(5, 16)]}, r"video_embeds must be tensors \[T, 32\]"),
+        (NO_PIXELS | {"video_embeds": ["tokens"]}, r"video_embeds must be tensors \[T, 32\]"),
+        (NO_PIXELS | {"video_embeds": [torch.randn(40_000, 32)]}, "do not fit the language model's"),
     ],
 )
 def test_inputs_that_do_not_go_together(changes: dict, message: str) -> None:

@@ -25,7 +25,7 @@ from vilamp_lite.evaluation.niah import (
     evaluate_cells,
     grid,
 )
-from vilamp_lite.evaluation.results import Prediction
+from vilamp_lite.evaluation.results import Prediction, code_fingerprint
 from vilamp_lite.evaluation.scoring import wilson_interval
 from vilamp_lite.merging import QFormerMerger
 from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
@@ -401,6 +401,11 @@ def test_another_model_and_damaged_files_are_refused(
     other = copied_model(miniature, tmp_path / "other")
     with pytest.raises(ValueError, match=r"of another evaluation \(weights "):
         evaluate_cells(other, CELLS, seed=3, pool=POOL, out=finished[1])
+    older = copied(finished[1], tmp_path / "older")
+    for file in older.iterdir():
+        file.write_text(file.read_text().replace(code_fingerprint(), "0123456789abcdef"))
+    with pytest.raises(ValueError, match=r"of another evaluation \(code 0123456789abcdef, not "):
+        evaluate_cells(miniature, CELLS, seed=3, pool=POOL, out=older)
     out = copied(finished[1], tmp_path / "damaged")
     (out / CELLS[1].file_name).write_text("{")
     with pytest.raises(ValueError, match=r"is not a result \(.*\); delete it, or choose another folder"):

@@ -99,5 +99,7 @@ def test_bad_input(model: ViLaMPForConditionalGeneration) -> None:
         peer_tokens(model, "dense", patches, torch.randn(96), 16)
     with pytest.raises(ValueError, match="peer"):
         peer_tokens(model, "sparse", patches, torch.randn(96), 100)
+    with pytest.raises(ValueError, match="with 16 patches in a frame, got 25"):
+        peer_tokens(model, "dense", torch.randn(2, 25, 96), torch.randn(96), 100)
     with pytest.raises(ValueError, match="count must be from 1 to 3"):
         merge_similar(torch.randn(1, 3, 2), 4)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_models import tiny_model
+from transformers import CLIPImageProcessorPil
 
 from vilamp_lite.configuration import SIGLIP_SO400M, ViLaMPConfig
 from vilamp_lite.processing import ViLaMPProcessor
@@ -153,6 +154,10 @@ def test_pixels_of_other_towers() -> None:
     clip |= {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1}
     made = ViLaMPProcessor.byte_level(ViLaMPConfig.tiny(vision_config=clip)).image_processor
     assert made.image_mean == pytest.approx([0.48145466, 0.4578275, 0.40821073])
+    config = ViLaMPConfig.tiny()
+    config.selector_config.model_type = "align"
+    with pytest.raises(ValueError, match="the pixels of a align are not known here: pass a selector_image_processor"):
+        ViLaMPProcessor.byte_level(config)
     with pytest.raises(ValueError, match="the pixels of a dinov2 are not known here: pass an image_processor"):
         ViLaMPProcessor.byte_level(ViLaMPConfig.tiny(vision_config=clip | {"model_type": "dinov2"}))
 
@@ -182,6 +187,19 @@ def test_save_and_load(processor: ViLaMPProcessor, tmp_path: Path) -> None:
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert loaded.config.to_dict() | {"_name_or_path": ""} == processor.config.to_dict()
+
+
+def test_a_selector_brings_its_own_image_processor(processor: ViLaMPProcessor, tmp_path: Path) -> None:
+    checkpoint, selector = tmp_path / "checkpoint", tmp_path / "clip"
+    processor.config.save_pretrained(checkpoint)
+    processor.tokenizer.save_pretrained(checkpoint)
+    processor.selector_tokenizer.save_pretrained(selector)
+    own = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_mean=[0.0] * 3)
+    own.save_pretrained(selector)
+    loaded = ViLaMPProcessor.from_pretrained(checkpoint, selector_tokenizer=selector)
+    expected = torch.from_numpy(np.stack(own(list(frames()))["pixel_values"]))
+    assert torch.equal(loaded.selector_pixels(frames()), expected)
+    assert (loaded.selector_pixels(frames()) - processor.selector_pixels(frames())).abs().min() > 1
 
 
 def test_not_a_processor(tmp_path: Path) -> None:

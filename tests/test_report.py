@@ -7,6 +7,7 @@ from vilamp_lite.evaluation.report import (
     beside_figure,
     mean_text,
     not_best,
+    not_best_mean,
     source_text,
     spread_text,
     told_apart,
@@ -99,3 +100,18 @@ def test_a_source_counts_every_question() -> None:
         "commit 0123456789; haystacks of 256, 2,048 frames; 120 questions of each variant, "
         "10 at each length, depth and family"
     )
+
+
+def test_means_over_seeds_say_where_the_first_is_behind() -> None:
+    paired = [{"difference": -0.02, "difference_low": -0.05, "difference_high": 0.01, "p": 0.2}] * 2
+    rows = [
+        {"selector": "dks", "merger": merger, "family": family, "mean": mean, "paired": paired}
+        for merger, family, mean in (
+            *(("dfm", "attribute", 0.95), ("dfm", "companion", 0.9)),
+            *(("drop", "attribute", 0.95), ("drop", "companion", 0.92)),
+        )
+    ]
+    one = "-0.02 (-0.05 to +0.01, p = 0.2)"
+    assert not_best_mean(rows) == [
+        f"dks + dfm is not best on companion: dks + drop 0.920 against 0.900, difference by seed {one}; {one}"
+    ]

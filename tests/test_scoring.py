@@ -28,6 +28,12 @@ from vilamp_lite.evaluation.scoring import (
         ("reddish", "red", False),
         ("", "red", False),
         ("3.5", "35", False),
+        ("-5", "5", False),
+        ("C", "C++", False),
+        ("50%", "50", False),
+        ("(“C++”).", "c++", True),
+        ("?", "", False),
+        ("...", "…", False),
     ],
 )
 def test_answers_match(prediction: str, answer: str, same: bool) -> None:
@@ -44,6 +50,7 @@ def test_answers_match(prediction: str, answer: str, same: bool) -> None:
         ("B. a dog", True),
         ("(b) something else", True),
         ("A dog", True),
+        ("**B**", True),
         ("A", False),
         ("C", False),
         ("A. a cat", False),
@@ -54,6 +61,17 @@ def test_answers_match(prediction: str, answer: str, same: bool) -> None:
 )
 def test_an_option_is_chosen_by_letter_or_words(prediction: str, right: bool) -> None:
     assert option_matches(prediction, ["a cat", "a dog", "b"], "a dog") == right
+
+
+def test_words_of_another_option_are_not_taken_for_a_letter() -> None:
+    options = ["Java", "C++", "Python"]
+    assert not option_matches("C++", options, "Python")
+    assert option_matches("C.", options, "Python")
+
+
+def test_options_that_would_count_as_the_same_are_refused() -> None:
+    with pytest.raises(ValueError, match="options must differ by more than case and punctuation, got Yes, yes"):
+        option_matches("yes", ["Yes", "yes."], "Yes")
 
 
 def test_the_answer_must_be_an_option() -> None:

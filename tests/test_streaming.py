@@ -250,12 +250,12 @@ def test_the_table_says_what_was_not_run(
     measured = measured_answer(model, processor, world.path, QUERY, max_new_tokens=2)
     row = result_of(measured, world) | {"frames": 2000}
     assert json.loads(json.dumps(row)) == row
-    study = {"study": "streaming", "parameters": {}, "rows": [row], "stamp": {"commit": "0123456789"}}
+    study = {"study": "streaming", "parameters": {}, "rows": [row], "stamp": {"commit": "0123456789abcdef"}}
     (tmp_path / "streaming.json").write_text(json.dumps(study))
     found = {line[0]: line[2:] for line in results_table(tmp_path)[1:5]}
     assert found["1,000"][0] == "not run"
     assert found["2,000"][0].endswith(" s")
-    assert found["2,000"][-1] == "0123456"
+    assert found["2,000"][-1] == "0123456789"
 
 
 # --- Before a run ----------------------------------------------------------------------------------------------------

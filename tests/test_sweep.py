@@ -18,6 +18,7 @@ from dask.distributed import LocalCluster
 from filelock import FileLock
 
 from vilamp_lite.plots import sweep_curves, sweep_heat_map
+from vilamp_lite.stamp import ROOT
 from vilamp_lite.sweep import load_sweep, run_sweep
 
 PARAMETERS = """\
@@ -65,8 +66,8 @@ def wait_until(happened: Callable[[], bool], client: subprocess.Popen) -> None:
 
 def test_nothing_is_lost_or_doubled_when_a_worker_and_the_client_are_killed(notebook: Path, tmp_path: Path) -> None:
     log, out = tmp_path / "log.txt", tmp_path / "out"
-    grid = {"a": [1, 2, 3, 4], "b": [0.25, 0.5, 0.75]}
-    file = write_sweep(notebook, parameters=grid, fixed={"log": str(log), "pause": 0.3})
+    grid = {"a": [1, 2, 3, 4, 5, 6], "b": [0.25, 0.5, 0.75, 1.0]}
+    file = write_sweep(notebook, parameters=grid, fixed={"log": str(log), "pause": 0.2})
     command = [sys.executable, "-m", "vilamp_lite.cli", "sweep", str(file), "--out", str(out), "--workers", "2"]
 
     def records() -> dict[Path, int]:
@@ -85,13 +86,13 @@ def test_nothing_is_lost_or_doubled_when_a_worker_and_the_client_are_killed(note
         finally:
             client.kill()
     kept = records()
-    assert 0 < len(kept) < 12
+    assert 0 < len(kept) < 24
 
     finished = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
     assert {path: when for path, when in records().items() if path in kept} == kept
-    assert len(records()) == 12
+    assert len(records()) == 24
     # One cell was lost with the worker, and with the client at most one for each worker.
-    assert 12 <= len(starts()) <= 12 + 1 + 2
+    assert 24 <= len(starts()) <= 24 + 1 + 2
     table = pd.read_csv(out / "table.csv")
     assert list(table[["a", "b", "total"]].itertuples(index=False, name=None)) == [
         (a, b, 10 * a + b) for a in grid["a"] for b in grid["b"]
@@ -99,6 +100,13 @@ def test_nothing_is_lost_or_doubled_when_a_worker_and_the_client_are_killed(note
     assert [row["cell"] for row in json.loads(finished.stdout)["table"]] == list(table["cell"])
     assert set(table["threads"]) == {1}
     assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("name", "cells"), [("table2", 15), ("table6", 25), ("fig6", 15), ("lambda", 12)])
+def test_the_papers_sweeps_are_ready_to_run(name: str, cells: int) -> None:
+    sweep = load_sweep(ROOT / "notebooks" / "sweeps" / f"{name}.yaml")
+    assert len(sweep.cells()) == cells
+    assert sweep.metric == "accuracy"
 
 
 def test_a_grid_grows_and_its_failed_cells_are_run_again(notebook: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -262,9 +263,13 @@ def test_tinyworlds_files_are_known(tmp_path: Path) -> None:
     write_video(tmp_path / "world.mp4", [random_scene(1)])
     write_numbers(tmp_path / "numbers.mp4", 4)
     (tmp_path / "text.mp4").write_text("no video")
+    with av.open(tmp_path / "latin.mp4", "w", metadata_encoding="latin-1") as container:
+        container.metadata["comment"] = "été"
+        stream = container.add_stream("libx264", rate=1)
+        container.mux([*stream.encode(av.VideoFrame(64, 64, "yuv420p")), *stream.encode(None)])
     assert is_tinyworld(tmp_path / "world.mp4")
     assert is_tinyworld(str(tmp_path / "world.mp4"))
-    for name in ("numbers.mp4", "text.mp4", "missing.mp4", "."):
+    for name in ("numbers.mp4", "latin.mp4", "text.mp4", "missing.mp4", "."):
         assert not is_tinyworld(tmp_path / name)
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
 from vilamp_lite import training
+from vilamp_lite.files import alone_in
 from vilamp_lite.training import Stage, Task, make_accelerator, run_stage, smoothed
 
 os.environ["ACCELERATE_USE_CPU"] = "true"  # where numbers repeat to the bit
@@ -288,6 +289,27 @@ def test_another_training_is_refused(changes: dict, message: str, whole: tuple[P
     with pytest.raises(ValueError, match=message):
         train(whole[0], **changes)
     assert (whole[0] / STATE).read_bytes() == before
+
+
+def test_other_data_and_precision_are_refused(
+    whole: tuple[Path, Line, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Line, "about", {"examples": "of another file"})
+    with pytest.raises(ValueError, match=r"is of another training .*'task': \{\}"):
+        train(whole[0])
+    monkeypatch.undo()
+    half = make_accelerator()
+    monkeypatch.setattr(type(half), "mixed_precision", "bf16")
+    with pytest.raises(ValueError, match=r"is of another training .*'precision': 'no'"):
+        train(whole[0])
+
+
+def test_one_training_at_a_time(tmp_path: Path) -> None:
+    with alone_in(tmp_path, "training"):
+        with pytest.raises(ValueError, match=f"another training is at work in {tmp_path}: wait for its end"):
+            train(tmp_path)
+        assert not (tmp_path / STATE).exists()
+    train(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["text", "truncated", "no metadata", "foreign metadata", "no curve"])

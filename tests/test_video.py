@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from video_files import (
     write_video,
 )
 
-from vilamp_lite.video import VideoError, _nearest, frames_at, probe, stream_frames
+from vilamp_lite.video import FrameStream, VideoError, _nearest, decoded_ahead, frames_at, probe, stream_frames
 
 try:
     import decord
@@ -550,6 +551,41 @@ def test_memory_does_not_grow_with_the_number_of_samples(tmp_path):
     (few, small), (many, large) = peak(1), peak(10)
     assert (few, many) == (200, 2000)
     assert large - small < 25, "MB; 1,800 more pictures are 130 MB"
+
+
+def test_decoding_ahead_changes_nothing(clips):
+    plain = list(stream_frames(clips / "plain.mp4", fps=2, batch_size=5))
+    ahead = list(decoded_ahead(stream_frames(clips / "plain.mp4", fps=2, batch_size=5)))
+    assert len(ahead) == len(plain) == 3
+    assert all(np.array_equal(*arrays) for pair in zip(ahead, plain, strict=True) for arrays in zip(*pair, strict=True))
+
+
+def test_the_next_batch_is_decoded_meanwhile_and_no_other(clips):
+    stream = stream_frames(clips / "plain.mp4", fps=2, batch_size=5)
+    begun = [threading.Event() for _ in range(3)]
+
+    def noted():
+        for event in begun:
+            event.set()
+            yield next(stream)
+
+    batches = decoded_ahead(FrameStream(noted(), stream.num_frames, stream.info))
+    next(batches)
+    assert begun[1].wait(timeout=60)
+    assert not begun[2].is_set()
+    batches.close()
+    assert not begun[2].is_set()
+
+
+def test_decoding_ahead_fails_where_decoding_does(table_files):
+    options = {"fps": 2, "batch_size": 5}
+    whole = []
+    with pytest.raises(VideoError, match="is damaged"):
+        whole.extend(stream_frames(table_files["zeros for a fifth of it"], **options))
+    ahead = []
+    with pytest.raises(VideoError, match="is damaged"):
+        ahead.extend(decoded_ahead(stream_frames(table_files["zeros for a fifth of it"], **options)))
+    assert len(ahead) == len(whole) == 1
 
 
 def test_frames_at_collects_samples_in_any_order(clips):

@@ -18,7 +18,8 @@ BOOK = ROOT / "runs" / "book" / "_build" / "html"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 MODULES = sorted((ROOT / "vilamp_lite").rglob("*.py"))
 
-# After MathJax has set the page: its links, anchors, images that show nothing, formulas that were not understood.
+# After MathJax has set the page: its links, and those that lead to nothing; anchors, images that show nothing, formulas
+# that were not understood.
 PAGE = """
     const done = arguments[0];
     for (const image of document.images) image.loading = 'eager';
@@ -26,6 +27,7 @@ PAGE = """
     math.then(() => Promise.all([...document.images].map(image => image.decode().catch(() => null)))).then(() => done({
         links: [...document.querySelectorAll('a[href]')].map(link => link.href),
         anchors: [...document.querySelectorAll('[id]')].map(element => element.id),
+        dead: [...document.querySelectorAll('span.xref')].filter(s => !s.closest('a')).map(s => s.textContent),
         missing: [...document.images].filter(image => !image.naturalWidth).map(image => image.src.slice(0, 200)),
         wrong: [...document.querySelectorAll('mjx-merror')].map(formula => formula.textContent),
         unset: [...document.querySelectorAll('.math')].filter(f => !f.querySelector('mjx-container')).length,
@@ -91,6 +93,7 @@ def test_everything_is_in_the_book(browser: Chrome, address: str) -> None:
     pages = {link.get_attribute("href").removeprefix(f"{address}/") for link in navigation}
     modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in MODULES]
     wanted = {f"notebooks/{path.stem}.html" for path in NOTEBOOKS} | {f"book/modules/{name}.html" for name in modules}
+    wanted |= {"data/vilamp-miniature/README.html"}
     wanted |= {"book/glossary.html", "book/troubleshooting.html", "notebooks/assignments/README.html"}
     assert not wanted - pages
     for path in NOTEBOOKS:

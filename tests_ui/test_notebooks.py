@@ -143,9 +143,9 @@ def test_cells_run_and_widgets_change_their_figures(browser: Chrome, lab: str, p
         cell = browser.execute_async_script(SHOW_CELL, index)
         wait(browser, 20, lambda cell=cell: figure_of(cell), f"a figure in cell {index}")
         found = cell.find_elements(By.CSS_SELECTOR, ".widget-slider .noUi-handle, .widget-dropdown select")
-        controls = [control for control in found if control.tag_name != "select" or len(Select(control).options) > 1]
-        assert controls
-        for number, control in enumerate(controls):
+        assert found
+        for number, control in enumerate(found):
+            assert control.tag_name != "select" or len(Select(control).options) > 1, f"cell {index}: a menu of one"
             before = figure_of(cell)
             move(control)
             wait(

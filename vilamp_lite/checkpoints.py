@@ -211,7 +211,7 @@ def from_llava_onevision(
     Args:
         path: a LLaVA-OneVision checkpoint in transformers' format, a directory or a name.
         selector: a CLIP-like checkpoint that embeds frames and queries, a directory or a name.
-        dtype: of the parameters; as stored when left out.
+        dtype: of the parameters but the selector's, which stay float32; as stored when left out.
         seed: of the new maps' random weights.
         changes: fields of `ViLaMPConfig` to set otherwise.
 
@@ -224,7 +224,7 @@ def from_llava_onevision(
     if (kind := _loaded(AutoConfig, path).model_type) != "llava_onevision":
         raise ValueError(f"{path} must hold a LLaVA-OneVision, got a {kind}")
     theirs = _pretrained(LlavaOnevisionForConditionalGeneration, path, dtype)
-    chooser = _pretrained(AutoModel, selector, dtype)
+    chooser = _pretrained(AutoModel, selector, torch.float32)  # the model keeps its selector so, whatever its own type
     settings = theirs.config
     if not isinstance(settings.vision_feature_layer, int):
         raise ValueError(f"{path}: several vision feature layers ({settings.vision_feature_layer}) are not supported")

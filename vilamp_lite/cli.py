@@ -70,6 +70,13 @@ Device = Annotated[
     str | None, typer.Option(help="Where the model runs, such as cpu or cuda.", show_default="a GPU if any")
 ]
 
+# Names that help lists; the modules that have them load torch.
+_FAMILIES = "attribute, companion, roll call, two needles, two companions"
+_STUDIES = (
+    "full, released_reference, no_keyframe_block, no_attention_scaling, no_position_interpolation, no_grounding, "
+    "peer_dense, peer_two_tokens, peer_clip_merging"
+)
+
 
 class Dtype(StrEnum):
     """Floating-point types that weights can have."""
@@ -127,7 +134,9 @@ def keyframes(
     query: Annotated[str, typer.Argument(metavar="QUERY", help="What to look for.", show_default=False)],
     encoder: Annotated[
         str,
-        typer.Option(help="'conse' (offline), or a CLIP or SigLIP checkpoint, such as openai/clip-vit-base-patch32."),
+        typer.Option(
+            help="'conse' (offline), 'tinyworld' (TinyWorld's own), or a CLIP or SigLIP checkpoint by name or folder."
+        ),
     ] = "conse",
     max_keyframes: Annotated[int, typer.Option(help="K, the most keyframes to choose.")] = 32,
     similarity_threshold: Annotated[float, typer.Option(help="τ, the largest cosine between two keyframes.")] = 0.85,
@@ -451,7 +460,9 @@ class _Chosen:
             return load_checkpoint(self.model, dtype=weight_type, **self.changes).to(place)
         _errors.print("random weights: the answer means nothing", markup=False)
         torch.manual_seed(0)
-        return ViLaMPForConditionalGeneration(self.config).eval().to(weight_type).to(place)
+        vilamp = ViLaMPForConditionalGeneration(self.config).eval().to(weight_type)
+        vilamp.selector.float()  # as a loaded one is
+        return vilamp.to(place)
 
 
 @app.command()
@@ -459,7 +470,7 @@ def tinyworld(
     out: Annotated[Path, typer.Option(help="The video to write, such as X.mp4; X.json goes beside it.")],
     frames: Annotated[int, typer.Option(help="Frames, one per second.")] = 256,
     depth: Annotated[float, typer.Option(help="Where the needle stands, from 0 (start) to 1 (end).")] = 0.5,
-    family: Annotated[str, typer.Option(help="What is asked: attribute, companion, roll call, …")] = "attribute",
+    family: Annotated[str, typer.Option(help=f"What is asked: {_FAMILIES}.")] = "attribute",
     seed: Annotated[int, typer.Option(min=0, help="Of the question and the haystack.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -603,7 +614,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of batches and new weights.")] = 0,
     processes: Annotated[int, typer.Option(min=1, help="Share each batch, with one thread each.")] = 1,
     mixed_precision: Annotated[Precision, typer.Option(help="bf16 on a GPU that has it.")] = Precision.NO,
-    study: Annotated[str, typer.Option(help="miniature: full, or what is changed or left out.")] = "full",
+    study: Annotated[str, typer.Option(help=f"miniature: what is trained, of {_STUDIES}.")] = "full",
     encoder: Annotated[
         Path | None, typer.Option(help="miniature: take this encoder, skip its stage.", show_default=False)
     ] = None,
@@ -838,9 +849,7 @@ def niah(
     ] = MINIATURE,
     frames: Annotated[str, typer.Option(help="Lengths of the haystacks, such as 256,2048,10000.")] = "2048",
     depths: Annotated[str, typer.Option(help="Of the needle, from 0 (start) to 1 (end), such as 0,0.5,1.")] = "0.5",
-    families: Annotated[
-        str, typer.Option(help="Of questions.")
-    ] = "attribute,companion,roll call,two needles,two companions",
+    families: Annotated[str, typer.Option(help="Of questions.")] = _FAMILIES.replace(", ", ","),
     selector: Annotated[str, typer.Option(help="How keyframes are chosen, such as dks,uniform.")] = "dks",
     merger: Annotated[str, typer.Option(help="Of the other frames: dfm, mean, max, drop, qformer.")] = "dfm",
     questions: Annotated[int, typer.Option(help="In each cell.")] = 50,
@@ -876,13 +885,13 @@ def niah(
         from vilamp_lite.checkpoints import load_config
         from vilamp_lite.evaluation.footage import evaluate_cases, load_cases
         from vilamp_lite.evaluation.niah import evaluate_cells, grid
-        from vilamp_lite.evaluation.results import weights_fingerprint
+        from vilamp_lite.evaluation.results import code_fingerprint, weights_fingerprint
 
         if cases is not None:
             loaded = load_cases(cases)
             load_config(model)
             asked = sha256(cases.read_bytes()).hexdigest()[:16]
-            out = out or _EVALUATED / f"{weights_fingerprint(model)}_cases_{asked}"
+            out = out or _EVALUATED / f"{weights_fingerprint(model)}_{code_fingerprint()}_cases_{asked}"
             result = evaluate_cases(model, loaded, out=out, device=device)
         else:
             cells = grid(
@@ -894,7 +903,8 @@ def niah(
                 questions,
             )
             load_config(model)
-            out = out or _EVALUATED / f"{weights_fingerprint(model)}_seed{seed}_questions{questions}"
+            same = f"{weights_fingerprint(model)}_{code_fingerprint()}"
+            out = out or _EVALUATED / f"{same}_seed{seed}_questions{questions}"
             result = evaluate_cells(model, cells, seed=seed, processes=processes, out=out, device=device).as_json()
     if as_json:
         typer.echo(json.dumps(result))

@@ -166,7 +166,9 @@ class ViLaMPConfig(PreTrainedConfig):
         positive_int("max_keyframes", self.max_keyframes)
         for name in ("similarity_threshold", "relevance_threshold"):
             value = getattr(self, name)
-            if value is not None and not -1 <= finite_number(name, value) <= 1:
+            if value is None and name == "relevance_threshold":
+                continue  # no floor
+            if not -1 <= finite_number(name, value) <= 1:
                 raise ValueError(f"{name} is a cosine, from -1 to 1, got {value}")
         if self.attention_log_base is not None and positive_int("attention_log_base", self.attention_log_base) < 2:
             raise ValueError(f"attention_log_base must be at least 2, got {self.attention_log_base}")

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from vilamp_lite.checks import ArrayLike, describe
 from vilamp_lite.progress import loading_quietly, progress_bar
-from vilamp_lite.video import stream_frames
+from vilamp_lite.video import decoded_ahead, stream_frames
 
 # transformers takes seconds to import, so the functions that need it import it themselves.
 
@@ -313,7 +313,7 @@ def embed_video(
     max_frames: int | None = None,
     **sampling: Any,
 ) -> VideoEmbedding:
-    """Embed a video's frames one batch at a time (Level 1, DKS). Memory: one batch, and one embedding per frame.
+    """Embed a video's frames one batch at a time (Level 1, DKS). Memory: two batches, and one embedding per frame.
 
     Args:
         path: Video file.
@@ -331,7 +331,7 @@ def embed_video(
     batches = stream_frames(path, fps=fps, max_frames=max_frames, **sampling)  # refuses bad arguments at once
     embeds, indices, timestamps = [], [], []
     with progress_bar(batches.num_frames, "frames", encoder.name) as bar:
-        for batch in batches:
+        for batch in decoded_ahead(batches):
             embeds.append(encoder.encode_frames(batch.frames))
             indices.append(batch.indices)
             timestamps.append(batch.timestamps)
@@ -394,7 +394,7 @@ def tokenize(tokenizer: Any, texts: list[str], max_tokens: int, padding: bool | 
 
 
 def _unit_vectors(features: Any) -> torch.Tensor:
-    """Normalise, on the CPU; transformers 5 wraps what its `get_*_features` return, version 4 did not."""
+    """Normalise, on the CPU; transformers' models wrap what their `get_*_features` return, TinyWorld's does not."""
     features = features if torch.is_tensor(features) else features.pooler_output
     return F.normalize(features.float(), dim=-1).cpu()
 

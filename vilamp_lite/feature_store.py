@@ -16,9 +16,9 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from dataclasses import dataclass, replace
-from hashlib import blake2b, file_digest
+from hashlib import blake2b
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -26,23 +26,24 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from filelock import FileLock, Timeout
 from safetensors import safe_open
 
+from vilamp_lite.checks import require_finite
+from vilamp_lite.files import LOCK, alone_in, file_sha256
 from vilamp_lite.modeling import (
-    FRAMES_AT_ONCE,
     FrameProcessor,
     MixedPrecisionSequence,
     ViLaMPForConditionalGeneration,
+    frames_at_once,
 )
 from vilamp_lite.processing import ViLaMPProcessor
 from vilamp_lite.progress import progress_bar
-from vilamp_lite.video import FrameStream, stream_frames
+from vilamp_lite.video import FrameStream, decoded_ahead, stream_frames
 
-FRAMES_PER_SHARD = 32  # a multiple of FRAMES_AT_ONCE; 54 MB with the paper's model
+FRAMES_PER_SHARD = 32  # a multiple of `frames_at_once`; 54 MB with the paper's model
 STORED_TYPES = (torch.float16, torch.bfloat16, torch.float32)
 _KINDS = ("frames", "patches")
-_MANIFEST, _LOCK, _WAITING = "manifest.json", ".lock", ".waiting"
+_MANIFEST, _WAITING = "manifest.json", ".waiting"
 _SHARD_NAME = re.compile(r"(frames|patches)-(\d{5,})-[0-9a-f]{16}\.safetensors")
 
 _Shard = tuple[str, int]  # kind and number
@@ -91,7 +92,7 @@ class FeatureStore:
         if store.folder.exists() and not store.folder.is_dir():
             raise ValueError(f"{folder} is not a folder: a store is one")
         if store.folder.is_dir() and store._manifest() is None:
-            others = {path.name for path in store.folder.iterdir()} - {_LOCK, _WAITING}
+            others = {path.name for path in store.folder.iterdir()} - {LOCK, _WAITING}
             if others:
                 raise ValueError(f"{folder} holds other files and no {_MANIFEST}: name a store, or a new folder")
         return store
@@ -133,7 +134,7 @@ class FeatureStore:
         """Write what is missing of a video's features, in one pass over the file; all of it, the first time.
 
         Shards that are there are checked first; damaged ones are made anew. However often this was interrupted, the
-        files are the same in the end, on the same machine. Memory: one batch of frames, and a few times one shard.
+        files are the same in the end, on the same machine. Memory: two batches of frames, and a few times one shard.
 
         Args:
             video: the video file.
@@ -153,12 +154,10 @@ class FeatureStore:
         if dtype not in STORED_TYPES:
             raise ValueError(f"dtype must be one of {', '.join(map(_type_name, STORED_TYPES))}, got {dtype}")
         fps = float(model.config.fps if fps is None else fps)
-        stream = stream_frames(video, fps=fps, max_frames=max_frames, batch_size=FRAMES_AT_ONCE)
+        stream = stream_frames(video, fps=fps, max_frames=max_frames, batch_size=frames_at_once(model.config))
         model.config.require_room(stream.num_frames)
-        with Path(video).open("rb") as file:
-            content = file_digest(file, "sha256").hexdigest()
         made_of = {
-            "video": content,
+            "video": file_sha256(video),
             "fps": fps,
             "max_frames": None if max_frames is None else int(max_frames),
             "num_frames": stream.num_frames,
@@ -166,18 +165,9 @@ class FeatureStore:
             **_model_settings(model, processor),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._lock():
+        with alone_in(self.folder, "encoding"):
             self._claim(made_of)
             self._fill(stream, self._clean(), model, processor, dtype)
-
-    def _lock(self) -> AbstractContextManager:
-        """Be the only writer; the system frees the lock when its process ends, however it ends."""
-        try:
-            return FileLock(self.folder / _LOCK).acquire(timeout=0)
-        except Timeout:
-            raise ValueError(
-                f"{self.folder} is being written by another process: wait until it ends, or choose another folder"
-            ) from None
 
     def _claim(self, made_of: dict[str, Any]) -> None:
         """Write the manifest of a new store; refuse to add to a store that was made otherwise."""
@@ -210,9 +200,10 @@ class FeatureStore:
         """Encode the frames of the missing shards; the others are only decoded past."""
         parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         seen = 0
-        with closing(stream), progress_bar(stream.num_frames, "frames", "decode, encode") as bar:
+        batches = decoded_ahead(stream)
+        with closing(batches), progress_bar(stream.num_frames, "frames", "decode, encode") as bar:
             while missing:
-                batch = next(stream)
+                batch = next(batches)
                 number = seen // FRAMES_PER_SHARD
                 seen += len(batch.frames)
                 bar.update(len(batch.frames))
@@ -229,6 +220,8 @@ class FeatureStore:
     def _write_shard(
         self, number: int, embeds: torch.Tensor, timestamps: torch.Tensor, patches: torch.Tensor, dtype: torch.dtype
     ) -> None:
+        require_finite(embeds, embeds=embeds)
+        require_finite(patches, patches=patches)
         stored = patches.to(dtype)
         error = ((stored.float() - patches.float()).norm(dim=-1) / patches.float().norm(dim=-1).clamp(min=1e-8)).max()
         if not error.isfinite():
@@ -244,7 +237,7 @@ class FeatureStore:
             self._write(self._name(kind, number, data), data)
 
     def _write(self, name: str, data: bytes) -> None:
-        """Write a file whole or not at all."""
+        """Write a file whole or not at all, and onto the disk: a store is hours of work."""
         waiting = self.folder / _WAITING
         try:
             with waiting.open("wb") as file:

@@ -7,8 +7,10 @@ paper's at full size, the authors' checkpoint, or a tiny one; its language model
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -139,6 +141,12 @@ class FinetuningTask(Task):
         if ends is None:
             raise ValueError("the model has no end token to learn: set model.generation_config.eos_token_id")
         self.end = ends[0] if isinstance(ends, list) else ends
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The examples, wherever their videos lie now, and how much is seen of each."""
+        examples = json.dumps([(one.video.name, one.question, one.answer) for one in self.examples])
+        return {"examples": sha256(examples.encode()).hexdigest()[:16], "max_frames": self.max_frames}
 
     def train(self, mode: bool = True) -> "FinetuningTask":
         """Set the mode of what is trained; the rest is in evaluation mode always."""

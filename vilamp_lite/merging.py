@@ -166,7 +166,16 @@ class DifferentialMerger(nn.Module):
             linear.bias[position % 2] = 1
 
     def map_query(self, query: torch.Tensor) -> torch.Tensor:
-        """Map a query [query_size] to a unit vector [D]; once per video. Shapes are checked by `forward`, not here."""
+        """Map a query [query_size] to a unit vector [D]; once per video. Shapes are checked by `forward`, not here.
+
+        Raises:
+            ValueError: training has let the temperature fall to 0 or below, where the merge would turn upside down.
+        """
+        if not self.temperature.is_meta and not self.temperature > 0:
+            raise ValueError(
+                f"the merge's temperature α is {self.temperature.item():.3g}, but must be above 0: train with a lower "
+                "learning rate, or start from a larger α"
+            )
         return _unit(self.query_map(query))
 
     def map_reference(self, reference: torch.Tensor) -> torch.Tensor:

@@ -164,9 +164,14 @@ def curves(folder: Path, study: str, seed: int) -> dict[str, np.ndarray]:
     """Read the curves of a training: for each stage [steps, 2], loss and accuracy.
 
     Stage 1 is left out if it did not take place there, because an encoder was given.
+
+    Raises:
+        ValueError: another stage is missing.
     """
     places = {stage: stage_folder(folder, study, seed, stage) for stage in STUDIES[study].stages}
-    return {stage: read_curve(place) for stage, place in places.items() if place.is_dir()}
+    if not places["contrastive"].is_dir():
+        del places["contrastive"]
+    return {stage: read_curve(place) for stage, place in places.items()}
 
 
 def train_encoder(recipe: Recipe, folder: Path, seed: int, accelerator: Accelerator) -> TinyWorldModel:

@@ -46,9 +46,8 @@ from vilamp_lite.merging import (
     without_autocast,
 )
 from vilamp_lite.progress import progress_bar
-from vilamp_lite.video import FrameBatch, FrameStream, frames_at, stream_frames
+from vilamp_lite.video import FrameBatch, FrameStream, decoded_ahead, frames_at, stream_frames
 
-FRAMES_AT_ONCE = 8  # their activations are all that the vision tower holds
 TOKENS_AT_ONCE = 512  # of a prompt; their activations are all that the language model holds beside its cache
 _IGNORED = -100  # a label that does not count
 
@@ -62,6 +61,14 @@ _VIDEO_INPUTS = (
     "video_num_frames",
 )
 _REFERENCES = {"preceding": preceding_keyframe, "released": released_reference}
+
+
+def frames_at_once(config: ViLaMPConfig) -> int:
+    """Frames that go through the towers together: 8, or 32 where a frame is 16 patches or fewer, as in the miniature.
+
+    Their activations are all that a tower holds.
+    """
+    return 8 if config.num_patches > 16 else 32
 
 
 class TokenKind(IntEnum):
@@ -529,13 +536,14 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: no frame is a keyframe.
         """
-        frame_embeds = torch.cat([self.embed_frames(pixels) for pixels in selector_pixel_values.split(FRAMES_AT_ONCE)])
+        at_once = frames_at_once(self.config)
+        frame_embeds = torch.cat([self.embed_frames(pixels) for pixels in selector_pixel_values.split(at_once)])
         if self.config.relevance_gate:
             relevance = F.cosine_similarity(frame_embeds, query_embed[None])
             gate = straight_through_gate(relevance)[:, None, None, None]
             pixels = _onto(pixel_values_videos, self.vision_tower)
             pixel_values_videos = pixels * gate.to(pixels)
-        batches = (self.patch_features(pixels) for pixels in pixel_values_videos.split(FRAMES_AT_ONCE))
+        batches = (self.patch_features(pixels) for pixels in pixel_values_videos.split(at_once))
         return self.distill(
             frame_embeds,
             batches,
@@ -552,12 +560,12 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         *,
         fps: float | None = None,
         max_frames: int | None = None,
-        batch_size: int = FRAMES_AT_ONCE,
+        batch_size: int | None = None,
     ) -> MixedPrecisionSequence:
         """Stream a video file into its mixed-precision sequence, in two passes: the selector's, then the patches'.
 
         A first keyframe that is not the first frame is read ahead, which decodes the file up to it once more. Memory:
-        one batch of frames, one selector embedding per frame, the patches of reference frames (see `mix_tokens`), and
+        two batches of frames, one selector embedding per frame, the patches of reference frames (see `mix_tokens`), and
         the tokens.
 
         Args:
@@ -566,14 +574,19 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
             processor: makes pixels and query tokens, such as `ViLaMPProcessor`.
             fps: frames sampled per second; the configuration's when left out.
             max_frames: the most frames to sample, spread over the video.
-            batch_size: frames decoded and encoded at a time; it changes the result only by rounding.
+            batch_size: frames decoded and encoded at a time, `frames_at_once` when left out; it changes the result only
+                by rounding.
 
         Raises:
             ValueError: bad sampling options, more tokens than the language model's context holds (before anything is
                 decoded), or no frame is a keyframe.
             VideoError: the file can't be read, or not to its end.
         """
-        sampling = {"fps": self.config.fps if fps is None else fps, "max_frames": max_frames, "batch_size": batch_size}
+        sampling = {
+            "fps": self.config.fps if fps is None else fps,
+            "max_frames": max_frames,
+            "batch_size": frames_at_once(self.config) if batch_size is None else batch_size,
+        }
         stream = stream_frames(source, **sampling)
         self.config.require_room(stream.num_frames)
         query_embed = self.embed_query(**processor.selector_query([query]))[0]
@@ -741,19 +754,19 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
             raise ValueError("pass either input_ids or inputs_embeds")
         if not isinstance(logits_to_keep, int) or logits_to_keep < 0:
             raise ValueError(f"logits_to_keep must be a number of positions, 0 for all, got {describe(logits_to_keep)}")
+        videos = {
+            "video_embeds": video_embeds,
+            "pixel_values_videos": pixel_values_videos,
+            "selector_pixel_values": selector_pixel_values,
+            "query_input_ids": query_input_ids,
+            "query_attention_mask": query_attention_mask,
+            "video_num_frames": video_num_frames,
+        }
         if inputs_embeds is None:
-            inputs_embeds, attention_mask, positions, labels = self._read(
-                input_ids,
-                attention_mask,
-                labels,
-                video_embeds=video_embeds,
-                pixel_values_videos=pixel_values_videos,
-                selector_pixel_values=selector_pixel_values,
-                query_input_ids=query_input_ids,
-                query_attention_mask=query_attention_mask,
-                video_num_frames=video_num_frames,
-            )
+            inputs_embeds, attention_mask, positions, labels = self._read(input_ids, attention_mask, labels, **videos)
             position_ids = positions if position_ids is None else position_ids
+        elif given := [name for name, value in videos.items() if value is not None]:
+            raise ValueError(f"inputs_embeds have their videos in place: leave out {', '.join(given)}")
         length = inputs_embeds.shape[1]
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)[:, -length:]
@@ -874,6 +887,8 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
             if video_embeds is not None:
                 raise ValueError("pass videos as pixel_values_videos or as video_embeds, not as both")
             video_embeds = self._encode_batch(pixel_values_videos, **pixel_inputs)
+        elif given := [name for name, value in pixel_inputs.items() if value is not None]:
+            raise ValueError(f"{', '.join(given)} came without pixel_values_videos: pass both, or neither")
         if video_embeds is not None:
             return self.place_videos(input_ids, video_embeds, attention_mask, labels)
         if (input_ids == self.config.video_token_id).any():
@@ -914,14 +929,14 @@ def _onto(pixels: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
 
 
 def _features(output: Any) -> torch.Tensor:
-    """Unwrap what a CLIP's `get_*_features` return: a tensor in transformers 4, an output in 5."""
+    """Unwrap what a CLIP's `get_*_features` return: an output, TinyWorld's the tensor itself."""
     return output if torch.is_tensor(output) else output.pooler_output
 
 
 def _watched(stream: FrameStream, doing: str) -> Iterator[FrameBatch]:
     """Yield a stream's batches under a progress bar."""
     with progress_bar(stream.num_frames, "frames", doing) as bar:
-        for batch in stream:
+        for batch in decoded_ahead(stream):
             yield batch
             bar.update(len(batch.indices))
 

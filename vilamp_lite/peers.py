@@ -18,6 +18,7 @@ from vilamp_lite.checks import choice, positive_int
 from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
 
 CLIP_FRAMES = 4
+_PATCHES = 16  # of a miniature's frame
 _MERGED_TO = 4  # a clip keeps one patch of so many
 
 
@@ -37,15 +38,18 @@ def peer_tokens(
         The sequence; its keyframes are the frames that were seen.
 
     Raises:
-        ValueError: an unknown peer, or a budget too small for one frame.
+        ValueError: an unknown peer, another number of patches than the miniature's, or a budget too small for one
+            frame.
     """
     tokens_of, per_frame = PEERS[choice("peer", peer, tuple(PEERS))]
+    if patches.shape[1] != _PATCHES:
+        raise ValueError(f"peers are for miniatures, with {_PATCHES} patches in a frame, got {patches.shape[1]}")
     room = positive_int("budget", budget) - (model.video_newline is not None)
     frames = sampled_frames(len(patches), room // per_frame)
     if not len(frames):
         raise ValueError(f"budget must be at least {per_frame + 1} for {peer}, got {budget}")
     embeds = tokens_of(model, patches[frames], query_embed)
-    frame_of_token = frames.repeat_interleave(per_frame)[: len(embeds)]
+    frame_of_token = frames.repeat_interleave(per_frame)
     seen = torch.zeros(len(patches), dtype=torch.bool).index_fill_(0, frames, True)
     return model.sequence(embeds, seen, frame_of_token)
 
@@ -125,7 +129,7 @@ def _clip_merging(model: ViLaMPForConditionalGeneration, patches: torch.Tensor, 
 
 # Each with its tokens per frame.
 PEERS: dict[str, tuple[Callable[..., torch.Tensor], int]] = {
-    "dense": (_dense, 16),
+    "dense": (_dense, _PATCHES),
     "two_tokens": (_two_tokens, 2),
-    "clip_merging": (_clip_merging, 16 // _MERGED_TO),
+    "clip_merging": (_clip_merging, _PATCHES // _MERGED_TO),
 }

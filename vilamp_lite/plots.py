@@ -586,13 +586,16 @@ def training_curves(curves: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
-def needle_heat_maps(accuracy: Mapping[str, np.ndarray], frames: Sequence[int], depths: Sequence[float]) -> Figure:
+def needle_heat_maps(
+    accuracy: Mapping[str, np.ndarray], frames: Sequence[int], depths: Sequence[float], chance: float
+) -> Figure:
     """Show how often needles are found by length of the haystack and depth in it (Fig. 2), a map for each variant.
 
     Args:
         accuracy: [depths, frames] from 0 to 1, by variant.
         frames: lengths N.
         depths: from 0 to 1, shown in percent.
+        chance: accuracy of guessing, marked beside the colours.
     """
     size = (1.6 + len(accuracy) * (1.2 + 0.75 * len(frames)), 1.4 + 0.5 * len(depths))
     figure, axes = plt.subplots(1, len(accuracy), figsize=size, sharey=True, squeeze=False, layout="constrained")
@@ -600,7 +603,9 @@ def needle_heat_maps(accuracy: Mapping[str, np.ndarray], frames: Sequence[int], 
         image = _heat_map(axis, values, [f"{n:,}" for n in frames], [f"{100 * depth:g}" for depth in depths])
         axis.set(title=name, xlabel="frames in the haystack")
     axes[0, 0].set_ylabel("depth of the needle (%)")
-    figure.colorbar(image, ax=axes, label="accuracy", shrink=0.9, pad=0.02)
+    bar = figure.colorbar(image, ax=axes, label="accuracy", shrink=0.9, pad=0.02)
+    bar.ax.axhline(chance, color=_ORANGE, linewidth=2)
+    bar.ax.annotate("chance", (1, chance), (6, 0), textcoords="offset points", color=_ORANGE, fontsize=9, va="center")
     return figure
 
 
@@ -665,6 +670,8 @@ def variant_dots(
     axes[0, 0].set_yticks(places, variants)
     axes[0, 0].invert_yaxis()
     names = {"95 % interval": {"color": _BLUE, "marker": "o"}, "chance": {"color": "black", "linestyle": "--"}}
+    if highlight in variants:
+        names = {highlight: {"color": _ORANGE, "marker": "o"}} | names
     _legend(figure, names)
     return figure
 

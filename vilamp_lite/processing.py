@@ -75,7 +75,7 @@ class ViLaMPProcessor:
             selector_image_processor: for the selector; CLIP's or SigLIP's own when left out.
 
         Raises:
-            ValueError: a vision tower of another kind, without an image processor.
+            ValueError: a vision tower or a selector of another kind, without its image processor.
         """
         self.config = config
         self.tokenizer = tokenizer
@@ -110,11 +110,13 @@ class ViLaMPProcessor:
     ) -> "ViLaMPProcessor":
         """Load what `save_pretrained` wrote; a directory without image processors gets the released code's pixels.
 
+        A selector that comes from elsewhere brings its own image processor.
+
         Args:
             path: the directory.
             config: the model's, to share it; read from the directory when left out.
             tokenizer: a directory or name to take the language model's tokenizer from instead.
-            selector_tokenizer: likewise for the selector's.
+            selector_tokenizer: likewise for the selector's, with its image processor if it lies there.
 
         Raises:
             ValueError: there is no configuration, or no tokenizer for the language model or for the selector.
@@ -129,8 +131,8 @@ class ViLaMPProcessor:
             config,
             _tokenizer(tokenizer or Path(path), "tokenizer", "the language model"),
             _tokenizer(selector_tokenizer or selector, "selector_tokenizer", "the selector"),
-            AutoImageProcessor.from_pretrained(path, backend="pil") if whole else None,
-            AutoImageProcessor.from_pretrained(selector, backend="pil") if whole else None,
+            _image_processor(Path(path)) if whole else None,
+            _image_processor(selector if whole else Path(selector_tokenizer or selector)),
         )
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
@@ -313,6 +315,13 @@ def _processed(image_processor: Any, frames: np.ndarray) -> torch.Tensor:
     return inputs["pixel_values"]
 
 
+def _image_processor(folder: Path) -> Any:
+    """A folder's image processor, or None if it holds none."""
+    if not (folder / _IMAGE_PROCESSOR_FILE).is_file():
+        return None
+    return AutoImageProcessor.from_pretrained(folder, backend="pil")
+
+
 def _squashed(vision: PreTrainedConfig) -> SiglipImageProcessorPil:
     """The released code's: the whole frame squashed to a square, bicubic, with the tower's own mean and deviation.
 
@@ -328,9 +337,16 @@ def _squashed(vision: PreTrainedConfig) -> SiglipImageProcessorPil:
 
 
 def _selector_image_processor(config: ViLaMPConfig) -> Any:
-    vision = config.selector_config.vision_config
-    if config.selector_config.model_type.startswith("siglip"):
+    """CLIP's or SigLIP's own.
+
+    Raises:
+        ValueError: a selector whose pixels are not known here.
+    """
+    kind, vision = config.selector_config.model_type, config.selector_config.vision_config
+    if kind.startswith("siglip"):
         return _squashed(vision)
+    if not kind.startswith("clip"):
+        raise ValueError(f"the pixels of a {kind} are not known here: pass a selector_image_processor")
     square = {"height": vision.image_size, "width": vision.image_size}
     return CLIPImageProcessorPil(size={"shortest_edge": vision.image_size}, crop_size=square)
 

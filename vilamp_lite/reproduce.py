@@ -238,6 +238,8 @@ def run_notebook(
             # nbclient's limit is for each cell: it gets what is left of the notebook's.
             timeout_func=lambda _: max(start + time_limit - time.monotonic(), 0.1),
             start_timeout=_KERNEL_START,
+            # The kernel's own warnings, not the notebook's: one about TCP comes with every start.
+            extra_arguments=["--IPKernelApp.log_level=40"],
             progress_bar=False,
         )
         metrics = recorded(finished)

@@ -29,8 +29,8 @@ import pandas as pd
 import yaml
 from dask.distributed import Client, LocalCluster, as_completed
 from dask.system import CPU_COUNT
-from filelock import FileLock, Timeout
 
+from vilamp_lite.files import alone_in, written_whole
 from vilamp_lite.progress import progress_bar
 from vilamp_lite.reproduce import (
     RESULT,
@@ -167,7 +167,7 @@ def run_sweep(
         raise ValueError(f"the time limit must be above 0 seconds, got {time_limit:g}")
     out = out.resolve()
     cells = sweep.cells()
-    with _alone_in(out):
+    with alone_in(out, "sweep"):
         results = {cell: _finished(out / "cells" / cell) for cell in cells}
         waiting = [cell for cell, result in results.items() if result is None]
         for result in filter(None, results.values()):
@@ -185,21 +185,12 @@ def run_sweep(
                     _require_metric(sweep, results[cell])
                 bar.update()
         table = _table(sweep, cells, results)
-        table.to_csv(out / "table.csv", index=False)
-        _draw(sweep, table, out / "figure.png")
+        with written_whole(out / "table.csv") as waiting:
+            table.to_csv(waiting, index=False)
+        with written_whole(out / "figure.png") as waiting:
+            _draw(sweep, table, waiting)
     # In the grid's order, not in that of failing.
     return SweepResult(table, {cell: failed[cell] for cell in cells if cell in failed})
-
-
-@contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Keep a second sweep out of the folder; the lock ends with the process, however that ends."""
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise ValueError(f"another sweep is at work in {out}: wait for its end, or choose another folder") from error
 
 
 def _run(

@@ -11,6 +11,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
 from vilamp_lite.checks import choice, finite_number, positive_int
+from vilamp_lite.files import alone_in
 from vilamp_lite.progress import progress_bar
 
 _STATE = "state.safetensors"
@@ -68,6 +70,11 @@ class Stage:
 class Task(nn.Module, ABC):
     """What a stage trains: trainable parameters, and how a step's loss comes about."""
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What else its batches follow from, such as the data; a saved state of other values is refused."""
+        return {}
+
     @abstractmethod
     def forward(self, random: np.random.Generator, batch_size: int, progress: float) -> tuple[torch.Tensor, float]:
         """Make a batch and return its loss and its accuracy.
@@ -108,9 +115,9 @@ def run_stage(stage: Stage, task: Task, folder: Path, seed: int, accelerator: Ac
         float32 [steps, 2]: loss and accuracy of every step.
 
     Raises:
-        ValueError: the folder holds the state of another stage, seed, number of processes or set of parameters, or a
-            file that is no state; a negative seed; a batch that the processes can't share; or a loss that is not
-            finite.
+        ValueError: the folder holds the state of another stage, seed, task, precision, number of processes or set of
+            parameters, or a file that is no state; another process trains there; a negative seed; a batch that the
+            processes can't share; or a loss that is not finite.
     """
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, got {seed}")
@@ -121,36 +128,38 @@ def run_stage(stage: Stage, task: Task, folder: Path, seed: int, accelerator: Ac
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=stage.learning_rate, weight_decay=stage.weight_decay, betas=(0.9, 0.98)
     )
-    about = {"stage": asdict(stage), "seed": seed, "processes": workers}
+    about = {"stage": asdict(stage), "seed": seed, "task": task.about}
+    about |= {"precision": accelerator.mixed_precision, "processes": workers}
     file = folder / _STATE
-    done, curve = _restore(file, about, parameters, optimizer) if file.is_file() else (0, np.zeros((0, 2)))
-    curve = np.concatenate([curve, np.zeros((stage.steps - len(curve), 2))]).astype(np.float32)
-    for group in optimizer.param_groups:
-        group["initial_lr"] = stage.learning_rate
-    warmup = round(stage.warmup * stage.steps)
-    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, stage.steps, last_epoch=done - 1)
-    task.train()
-    wrapped, prepared = accelerator.prepare(task, optimizer)
-    with progress_bar(stage.steps, "steps", stage.name, initial=done) as bar:
-        for step in range(done, stage.steps):
-            random = np.random.default_rng((seed, _number(stage.name), step, accelerator.process_index))
-            torch.manual_seed(int(random.spawn(1)[0].integers(2**63)))
-            loss, accuracy = wrapped(random, stage.batch_size // workers, step / stage.steps)
-            if not math.isfinite(loss.item()):
-                raise ValueError(f"{stage.name}: the loss is {loss.item()} at step {step}; lower the learning rate")
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(parameters.values(), 1.0)
-            prepared.step()
-            schedule.step()
-            prepared.zero_grad()
-            both = torch.tensor([loss.item(), accuracy], device=accelerator.device)
-            curve[step] = accelerator.reduce(both, "mean").cpu()
-            if accelerator.is_main_process and ((step + 1) % stage.save_every == 0 or step + 1 == stage.steps):
-                _save(file, about, step + 1, parameters, optimizer, curve)
-            recent = curve[max(step + 1 - _SHOWN, 0) : step + 1].mean(axis=0)
-            bar.set_postfix(loss=f"{recent[0]:.3f}", accuracy=f"{recent[1]:.2f}", refresh=False)
-            bar.update(1)
-    accelerator.wait_for_everyone()
+    with alone_in(folder, "training") if accelerator.is_main_process else nullcontext():
+        done, curve = _restore(file, about, parameters, optimizer) if file.is_file() else (0, np.zeros((0, 2)))
+        curve = np.concatenate([curve, np.zeros((stage.steps - len(curve), 2))]).astype(np.float32)
+        for group in optimizer.param_groups:
+            group["initial_lr"] = stage.learning_rate
+        warmup = round(stage.warmup * stage.steps)
+        schedule = get_cosine_schedule_with_warmup(optimizer, warmup, stage.steps, last_epoch=done - 1)
+        task.train()
+        wrapped, prepared = accelerator.prepare(task, optimizer)
+        with progress_bar(stage.steps, "steps", stage.name, initial=done) as bar:
+            for step in range(done, stage.steps):
+                random = np.random.default_rng((seed, _number(stage.name), step, accelerator.process_index))
+                torch.manual_seed(int(random.spawn(1)[0].integers(2**63)))
+                loss, accuracy = wrapped(random, stage.batch_size // workers, step / stage.steps)
+                if not math.isfinite(loss.item()):
+                    raise ValueError(f"{stage.name}: the loss is {loss.item()} at step {step}; lower the learning rate")
+                accelerator.backward(loss)
+                accelerator.clip_grad_norm_(parameters.values(), 1.0)
+                prepared.step()
+                schedule.step()
+                prepared.zero_grad()
+                both = torch.tensor([loss.item(), accuracy], device=accelerator.device)
+                curve[step] = accelerator.reduce(both, "mean").cpu()
+                if accelerator.is_main_process and ((step + 1) % stage.save_every == 0 or step + 1 == stage.steps):
+                    _save(file, about, step + 1, parameters, optimizer, curve)
+                recent = curve[max(step + 1 - _SHOWN, 0) : step + 1].mean(axis=0)
+                bar.set_postfix(loss=f"{recent[0]:.3f}", accuracy=f"{recent[1]:.2f}", refresh=False)
+                bar.update(1)
+        accelerator.wait_for_everyone()
     accelerator.free_memory()
     task.eval()
     return curve

@@ -15,6 +15,7 @@ import math
 import os
 import warnings
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -175,6 +176,25 @@ def stream_frames(
         pictures = _pyav_pictures(timeline, plan)
     count = len(plan.positions)
     return FrameStream(_batched(pictures, timeline, count, batch_size, size), count, timeline.info)
+
+
+def decoded_ahead(stream: FrameStream) -> Iterator[FrameBatch]:
+    """Yield a stream's batches while a thread decodes the next one.
+
+    Where encoding a batch takes longer than decoding it, decoding then takes no time of its own: FFmpeg works outside
+    Python's lock. Memory: two batches.
+
+    Args:
+        stream: What `stream_frames` returns; it is closed at the end.
+
+    Raises:
+        VideoError: As the stream.
+    """
+    with closing(stream), ThreadPoolExecutor(1, "decode") as decoder:
+        following = decoder.submit(next, stream, None)
+        while (batch := following.result()) is not None:
+            following = decoder.submit(next, stream, None)
+            yield batch
 
 
 def frames_at(path: str | os.PathLike[str], samples: Sequence[int], **sampling: Any) -> np.ndarray:
@@ -539,7 +559,7 @@ def _pyav_pictures(timeline: _Timeline, plan: _Plan) -> _Pictures:
         warnings.warn(
             f"{path}: skipped {damage.packets} damaged packets; {damage.stand_ins} of {len(plan.positions)} samples "
             "show the nearest intact frame instead of their own",
-            stacklevel=4,  # who takes the batches: past `_batched` and `FrameStream`
+            stacklevel=4,  # who takes the batches, if no thread does: past `_batched` and `FrameStream`
         )
 
 

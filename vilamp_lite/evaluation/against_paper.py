@@ -101,22 +101,24 @@ ROWS = (
         "How often is a needle's question answered at 10,000 frames? (Fig. 2)",
         "58.15 %, VideoChat-Flash 47.25 % (C)",
         _NIAH,
-        "{full_longest:.1%}, uniform keyframes + mean pooling {uniform_mean_longest:.1%}",
+        "{full_longest:.1%}, uniform keyframes + mean pooling {uniform_mean_longest:.1%}, by chance {chance:.1%}",
         _MINIATURE + "; another opponent",
     ),
     Row(
         "Are both DKS and DFM needed? (Table 2)",
         "not verified",
         _ABLATIONS,
-        "with both {table2_full:.1%}, with neither {table2_uniform_mean:.1%} of five families of questions",
+        "with both {table2_full:.1%}, DKS + mean {table2_dks_mean:.1%}, uniform + DFM {table2_uniform_dfm:.1%}, with "
+        "neither {table2_uniform_mean:.1%}; DKS + max {table2_dks_max:.1%} (against both: p = {table2_max_p:.2f})",
         _MINIATURE,
     ),
     Row(
         "What does the released code's slip of the reference frame cost?",
         "not verified",
         _ABLATIONS,
-        "{released_reference:+.3f} of accuracy for the right reference, after a training with each",
-        _MINIATURE,
+        "{released_reference:+.3f} of accuracy for the right reference "
+        "({released_reference_low:+.3f} to {released_reference_high:+.3f}, p = {released_reference_p:.2f})",
+        _MINIATURE + "; the last stage was trained with each",
     ),
     Row(
         "On which share of the frames do 90 % of the attention fall? (§3)",
@@ -151,7 +153,8 @@ def render(results: Mapping[str, Mapping[str, Any]]) -> str:
             here = row.here.format(**metrics).replace("%", " %")  # as the paper's figures beside it
         except KeyError as error:
             raise ValueError(f"{row.notebook} does not record {error}: its notebook and `ROWS` must agree") from None
-        again = f"`vilamp reproduce {row.notebook[:2]}`"
+        recorded = "`make studies`, " if row.notebook in (_NIAH, _ABLATIONS) else ""
+        again = f"{recorded}`vilamp reproduce {row.notebook[:2]}`"
         lines.append(f"| {row.question} | {row.paper} | {here} | {row.differs} | {again} |")
     return "\n".join(lines) + "\n"
 

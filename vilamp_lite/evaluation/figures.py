@@ -4,7 +4,7 @@
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,20 @@ from vilamp_lite.tinyworld.questions import FAMILIES
 
 # Of an answer drawn at random, by family; every shape has as many.
 CHANCE = {name: 1 / len(family.options("star")) for name, family in FAMILIES.items()}
+
+
+# What figures call selectors, mergers and peers; others by their own names.
+_SHOWN = {"dks": "DKS", "dfm": "DFM", "top_relevance": "top-K", "qformer": "Q-Former", "full": "ViLaMP (full)"}
+
+
+def shown_name(name: str) -> str:
+    """What figures call a method or variant: "top_relevance + dfm" is "top-K + DFM"."""
+    return " + ".join(_SHOWN.get(part, part.replace("_", " ")) for part in name.split(" + "))
+
+
+def chance_of(family: str, families: Iterable[str]) -> float:
+    """The accuracy of answers drawn at random, for a family of questions, or for `ALL` of those given."""
+    return CHANCE[family] if family != ALL else float(np.mean([CHANCE[name] for name in families]))
 
 
 def interval(row: Row) -> plots.Interval:
@@ -39,34 +53,36 @@ def niah_figure(study: Study, family: str = ALL) -> Figure:
     maps = {}
     for selector, merger in about["variants"]:
         place = {"selector": selector, "merger": merger, "family": family}
-        maps[f"{selector} + {merger}"] = np.array(
+        maps[shown_name(f"{selector} + {merger}")] = np.array(
             [
                 [find(study["rows"], **place, depth=depth, frames=frames)["accuracy"] for frames in about["frames"]]
                 for depth in about["depths"]
             ]
         )
-    return plots.needle_heat_maps(maps, about["frames"], about["depths"])
+    return plots.needle_heat_maps(maps, about["frames"], about["depths"], chance_of(family, about["families"]))
 
 
 def ablation_figure(study: Study, marked: str = "dks + dfm") -> Figure:
     """Table 2: every variant's accuracy by family, one of them set off, from `ablation_study` at one length."""
     names = list(dict.fromkeys((row["selector"], row["merger"]) for row in study["rows"]))
     dots = {
-        family: {f"{s} + {m}": interval(find(study["rows"], selector=s, merger=m, family=family)) for s, m in names}
+        family: {
+            shown_name(f"{s} + {m}"): interval(find(study["rows"], selector=s, merger=m, family=family))
+            for s, m in names
+        }
         for family in study["parameters"]["families"]
     }
-    return plots.variant_dots(dots, {family: CHANCE[family] for family in dots}, marked)
+    return plots.variant_dots(dots, {family: CHANCE[family] for family in dots}, shown_name(marked))
 
 
 def peers_figure(study: Study, family: str = ALL) -> Figure:
     """Accuracy by visual tokens, a curve for each method, from `peers_study` at one length."""
     rows = [row for row in study["rows"] if row["family"] == family]
-    chance = (
-        CHANCE[family] if family != ALL else float(np.mean([CHANCE[name] for name in study["parameters"]["families"]]))
-    )
     methods = dict.fromkeys(row["method"] for row in rows)
-    curves = {name: {row["tokens"]: interval(row) for row in rows if row["method"] == name} for name in methods}
-    return plots.accuracy_by_tokens(curves, chance)
+    curves = {
+        shown_name(name): {row["tokens"]: interval(row) for row in rows if row["method"] == name} for name in methods
+    }
+    return plots.accuracy_by_tokens(curves, chance_of(family, study["parameters"]["families"]))
 
 
 def sensitivity_figure(study: Study, family: str = ALL) -> Figure:
@@ -118,7 +134,7 @@ def differences_figure(studies: Mapping[str, Study], label: str) -> Figure:
 def attention_figure(study: Study, frames: int, family: str = ALL) -> Figure:
     """§3: the attention on the most attended frames, a curve for each variant, from `attention_study` at one length."""
     rows = [row for row in study["rows"] if (row["frames"], row["family"]) == (frames, family)]
-    curves = {variant_name(row): row["curve"] for row in rows}
+    curves = {shown_name(variant_name(row)): row["curve"] for row in rows}
     return plots.attention_concentration(curves, study["parameters"]["attention_share"])
 
 

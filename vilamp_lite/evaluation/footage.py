@@ -5,6 +5,7 @@ import os
 import string
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,21 @@ from vilamp_lite.checks import describe, finite_number
 from vilamp_lite.encoders import usable_device
 from vilamp_lite.evaluation.results import (
     Prediction,
+    code_fingerprint,
     generate_answer,
     kept_result,
     make_prediction,
     score,
     weights_fingerprint,
 )
-from vilamp_lite.evaluation.scoring import answers_match, option_matches
-from vilamp_lite.modeling import FRAMES_AT_ONCE, FrameProcessor, MixedPrecisionSequence, ViLaMPForConditionalGeneration
+from vilamp_lite.evaluation.scoring import answers_match, option_matches, require_distinct
+from vilamp_lite.files import file_sha256
+from vilamp_lite.modeling import (
+    FrameProcessor,
+    MixedPrecisionSequence,
+    ViLaMPForConditionalGeneration,
+    frames_at_once,
+)
 from vilamp_lite.processing import ViLaMPProcessor
 from vilamp_lite.progress import progress_bar
 from vilamp_lite.stamp import keep_result, make_stamp
@@ -68,8 +76,9 @@ class Case:
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
                 raise ValueError(f"{name} must be a non-empty string, got {describe(value)}")
-        if len(set(self.options)) != len(self.options) or len(self.options) > len(string.ascii_uppercase):
-            raise ValueError(f"options must be at most {len(string.ascii_uppercase)} different ones")
+        if len(self.options) > len(string.ascii_uppercase):
+            raise ValueError(f"options must be at most {len(string.ascii_uppercase)}, got {len(self.options)}")
+        require_distinct(self.options)
         if self.options and self.answer not in self.options:
             raise ValueError(f"answer must be one of the options {', '.join(self.options)}, got {self.answer!r}")
 
@@ -149,7 +158,7 @@ class Splice:
         hay, needle = (stream_frames(path, fps=fps).num_frames for path in (case.haystack, case.needle))
         return cls(case.haystack, case.needle, fps, round(case.depth * hay), needle, hay + needle)
 
-    def batches(self, batch_size: int = FRAMES_AT_ONCE) -> Iterator[np.ndarray]:
+    def batches(self, batch_size: int) -> Iterator[np.ndarray]:
         """Yield the frames in order, uint8 [B, H, W, 3]; haystack and needle never share a batch.
 
         Raises:
@@ -201,7 +210,7 @@ def encode_splice(
     with progress_bar(2 * splice.num_frames, "frames", "decode, encode") as bar:
 
         def watched() -> Iterator[np.ndarray]:
-            for frames in splice.batches():
+            for frames in splice.batches(frames_at_once(model.config)):
                 yield frames
                 bar.update(len(frames))
 
@@ -235,7 +244,7 @@ def evaluate_cases(
 
     Raises:
         ValueError: no cases, bad settings, a video that does not fit the context, or a file in `out` that is of another
-            model or case.
+            model, case, video or version of this package.
         VideoError: a video can't be read.
     """
     if not cases:
@@ -248,13 +257,16 @@ def evaluate_cases(
         prompt_tokens = processor.prompts([case.prompt])["input_ids"].shape[1] - 1
         config.require_room(splice.num_frames, prompt_tokens, _ANSWER_TOKENS)
     stamp = make_stamp(model=str(directory), device=place)
-    weights = None if out is None else weights_fingerprint(directory)
+    same = {} if out is None else {"weights": weights_fingerprint(directory), "code": code_fingerprint()}
+    digest = cache(file_sha256)  # many cases may share a haystack
     loaded = None
     predictions = []
     with progress_bar(len(cases), "cases", "niah") as bar:
         for number, (case, splice) in enumerate(zip(cases, splices, strict=True)):
-            settings = {name: str(value) for name, value in asdict(case).items()} | {"weights": weights}
             file = None if out is None else Path(out) / f"case_{number}.json"
+            settings = {name: str(value) for name, value in asdict(case).items()} | same
+            if file is not None:
+                settings |= {"haystack_sha256": digest(case.haystack), "needle_sha256": digest(case.needle)}
             kept = None if file is None else kept_result(file, settings)
             if kept is None:
                 loaded = loaded or load_checkpoint(directory).to(place)

@@ -28,6 +28,7 @@ from vilamp_lite.checks import choice, describe, finite_number, positive_int
 from vilamp_lite.encoders import usable_device
 from vilamp_lite.evaluation.results import (
     Prediction,
+    code_fingerprint,
     generate_answer,
     kept_result,
     make_prediction,
@@ -394,7 +395,7 @@ def evaluate_cells(
 
     Raises:
         ValueError: bad settings; a model that is not TinyWorld's or lacks a Q-Former that is asked for; or a file in
-            `out` that is of another model or other settings.
+            `out` that is of another model, other settings or another version of this package.
     """
     run = _Run(
         Path(model),
@@ -410,7 +411,7 @@ def evaluate_cells(
     files = {cell: Path(out) / cell.file_name for cell in cells} if out is not None else {}
     common = {"seed": seed, "pool": pool, "changes": dict(run.changes)}
     if files:
-        common["weights"] = weights_fingerprint(run.model)
+        common |= {"weights": weights_fingerprint(run.model), "code": code_fingerprint()}
     settings = {cell: asdict(cell) | common for cell in files}
     results = {}
     for cell, file in files.items():

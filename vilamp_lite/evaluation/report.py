@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vilamp_lite.evaluation.results import score
+from vilamp_lite.stamp import short_commit
 
 Row = dict[str, Any]
 
@@ -118,13 +119,33 @@ def source_text(study: Row) -> str:
     cell = f"{about['questions']} at each length, depth and family"
     lengths = ", ".join(f"{frames:,}" for frames in about["frames"])
     everything = about["questions"] * len(about["frames"]) * len(about["depths"]) * len(about["families"])
-    commit = str(study["stamp"]["commit"])[:10]
+    commit = short_commit(study["stamp"])
     return f"commit {commit}; haystacks of {lengths} frames; {everything:,} questions of each variant, {cell}"
 
 
 def variant_name(row: Row) -> str:
     """What rows with a selector and a merger are called: "dks + dfm"."""
     return f"{row['selector']} + {row['merger']}"
+
+
+def not_best_mean(rows: Sequence[Row], name: Callable[[Row], str] = variant_name) -> list[str]:
+    """Say for every family where the first variant's mean over seeds is not the best: `not_best` for `seeds_study`.
+
+    Args:
+        rows: of `seeds_study` at one length; the first row's variant is the reference of the paired tests.
+        name: what a row's variant is called.
+    """
+    own = name(rows[0])
+    found = []
+    for row in (row for row in rows if name(row) == own):
+        best = max((other for other in rows if other["family"] == row["family"]), key=lambda other: other["mean"])
+        if best["mean"] > row["mean"]:
+            seeds = "; ".join(difference_text(one) for one in best["paired"])
+            found.append(
+                f"{own} is not best on {row['family']}: {name(best)} {best['mean']:.3f} against "
+                f"{row['mean']:.3f}, difference by seed {seeds}"
+            )
+    return found
 
 
 def not_best(rows: Sequence[Row], name: Callable[[Row], str] = variant_name, own: str | None = None) -> list[str]:

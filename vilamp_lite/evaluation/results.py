@@ -4,13 +4,17 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import file_digest, sha256
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from vilamp_lite.evaluation.scoring import wilson_interval
+from vilamp_lite.files import file_sha256
 from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
+
+PACKAGE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -96,11 +100,17 @@ def score(correct: int, questions: int) -> dict[str, Any]:
 
 def weights_fingerprint(model: str | os.PathLike[str]) -> str:
     """A text that changes when a checkpoint's configuration or any of its weights do."""
-    digests = []
-    for path in [Path(model) / "config.json", *sorted(Path(model).rglob("*.safetensors"))]:
-        with path.open("rb") as file:
-            digests.append(file_digest(file, "sha256").hexdigest())
+    digests = map(file_sha256, [Path(model) / "config.json", *sorted(Path(model).rglob("*.safetensors"))])
     return sha256(" ".join(digests).encode()).hexdigest()[:16]
+
+
+@cache
+def code_fingerprint() -> str:
+    """A text that changes when the package's code does: finished work is not mixed with that of another version."""
+    digest = sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(f"{path.relative_to(PACKAGE)} {path.stat().st_size} ".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def kept_result(file: Path, settings: dict[str, Any]) -> dict[str, Any] | None:

@@ -9,11 +9,14 @@ from scipy.stats import binomtest, norm
 
 from vilamp_lite.checks import describe, finite_number, positive_int
 
-_LETTER = re.compile(r"\W*([a-z])(?:\W*|[).:]\s.*)", re.DOTALL)
+# Around an answer these say nothing; other signs do: "-5" is not "5", and "C++" not "C".
+_AROUND = string.whitespace + "\"'`“”‘’«»()[]{}.,;:!?*"
+_ANY = f"[{re.escape(_AROUND)}]*"
+_LETTER = re.compile(rf"{_ANY}([a-z])(?:{_ANY}|[).:]\s.*)", re.DOTALL)
 
 
 def answers_match(prediction: str, answer: str) -> bool:
-    """Tell whether two answers are the same but for case, spaces, and quotes or punctuation around them."""
+    """Tell whether two answers are the same but for case, spaces, and quotes, brackets or punctuation around them."""
     return _normalised(prediction) == _normalised(answer)
 
 
@@ -26,14 +29,25 @@ def option_matches(prediction: str, options: Sequence[str], answer: str) -> bool
         answer: the right one of them.
 
     Raises:
-        ValueError: the answer is not among the options.
+        ValueError: the answer is not among the options, or two of them would count as the same.
     """
+    require_distinct(options)
     if answer not in options:
         raise ValueError(f"answer must be one of the options {', '.join(options)}, got {answer!r}")
     if answers_match(prediction, answer):
         return True
-    letter = _LETTER.fullmatch(prediction.strip().casefold())
+    letter = _LETTER.fullmatch(prediction.casefold())
     return letter is not None and letter[1] == string.ascii_lowercase[options.index(answer)]
+
+
+def require_distinct(options: Sequence[str]) -> None:
+    """Refuse options that `answers_match` can't tell apart.
+
+    Raises:
+        ValueError: two differ by no more than case, spaces and punctuation around them.
+    """
+    if len({_normalised(option) for option in options}) != len(options):
+        raise ValueError(f"options must differ by more than case and punctuation, got {', '.join(options)}")
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -103,7 +117,8 @@ def paired_difference_interval(
 
 
 def _normalised(answer: str) -> str:
-    return " ".join(answer.casefold().split()).strip(string.punctuation + string.whitespace)
+    plain = " ".join(answer.casefold().split())
+    return plain.strip(_AROUND) or plain  # an answer may be nothing but such signs
 
 
 def _check_confidence(confidence: float) -> None:

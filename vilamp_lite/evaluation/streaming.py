@@ -26,19 +26,19 @@ from transformers.generation import BaseStreamer
 from vilamp_lite.checkpoints import load_checkpoint, load_config, load_processor
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.evaluation.recorded import RESULTS, load_result
-from vilamp_lite.evaluation.results import kept_result, weights_fingerprint
+from vilamp_lite.evaluation.results import code_fingerprint, kept_result, weights_fingerprint
 from vilamp_lite.evaluation.scoring import answers_match
 from vilamp_lite.feature_store import FeatureStore
 from vilamp_lite.modeling import (
-    FRAMES_AT_ONCE,
     FrameProcessor,
     KeptRows,
     MixedPrecisionSequence,
     ViLaMPForConditionalGeneration,
+    frames_at_once,
 )
 from vilamp_lite.processing import ViLaMPProcessor
 from vilamp_lite.progress import progress_bar
-from vilamp_lite.stamp import ROOT, keep_result, make_stamp
+from vilamp_lite.stamp import ROOT, keep_result, make_stamp, short_commit
 from vilamp_lite.tinyworld import MINIATURE
 from vilamp_lite.tinyworld.long_video import LongVideo, long_video
 from vilamp_lite.video import FrameBatch, FrameStream, frames_at, stream_frames
@@ -251,8 +251,11 @@ def measured_answer(
 def _streamed(
     model: ViLaMPForConditionalGeneration, processor: FrameProcessor, video: Path, query: str, clock: Stopwatch
 ) -> MixedPrecisionSequence:
-    """Do what `encode_video` does; a test holds the two together."""
-    sampling = {"fps": model.config.fps, "batch_size": FRAMES_AT_ONCE}
+    """Do what `encode_video` does, but decode in turns with the rest, so that each stage has its own time.
+
+    A test holds the two together.
+    """
+    sampling = {"fps": model.config.fps, "batch_size": frames_at_once(model.config)}
     with clock.stage("probe"):
         stream = stream_frames(video, **sampling)
         model.config.require_room(stream.num_frames)
@@ -381,10 +384,10 @@ def streaming_study(
         `parameters` the exponents of CPU time over N, by stage, where there are two lengths or more.
 
     Raises:
-        ValueError: no such model, or runs kept of another model.
+        ValueError: no such model, or runs kept of another model or version of this package.
     """
     load_config(model)  # refuses what is no checkpoint, before videos are made
-    about = {"weights": weights_fingerprint(model), "depth": depth, "seed": seed}
+    about = {"weights": weights_fingerprint(model), "code": code_fingerprint(), "depth": depth, "seed": seed}
     runs: dict[int, list[Row]] = {number: [] for number in frames}
     # "spawn": a forked child would inherit this process's memory.
     context = multiprocessing.get_context("spawn")
@@ -455,7 +458,7 @@ def results_table(folder: Path = RESULTS) -> list[list[str]]:
             (row,) = found
             above = (row["peak_memory"] - row["memory_before"]) / 1e6
             needle = "found" if row["needle_keyframes"] else "missed"
-            commit = (load_result(name, folder)["stamp"]["commit"] or "unknown")[:7]
+            commit = short_commit(load_result(name, folder)["stamp"])
             measured = [f"{row['seconds']:.0f} s", f"{above:.0f} MB", f"{needle}, {row['answer']!r}", commit]
         table.append([f"{frames:,}", about, *measured])
     return table

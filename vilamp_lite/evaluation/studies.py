@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from vilamp_lite.ablation import MERGER_NAMES
 from vilamp_lite.checkpoints import load_checkpoint, load_config
 from vilamp_lite.evaluation.niah import POOL, Cell, CellResult, evaluate_cells, grid
-from vilamp_lite.evaluation.results import Prediction, score, weights_fingerprint
+from vilamp_lite.evaluation.results import Prediction, code_fingerprint, score, weights_fingerprint
 from vilamp_lite.evaluation.scoring import paired_difference_interval, paired_sign_test
 from vilamp_lite.progress import progress_bar
 from vilamp_lite.stamp import ROOT, make_stamp
@@ -446,7 +446,13 @@ def _evaluate(
 
 def _setting(model: Path, exam: Exam, changes: Mapping[str, Any]) -> str:
     """A folder's name for all cells that can't be told apart by their own: studies share what they have in common."""
-    parts = [weights_fingerprint(model), f"seed{exam.seed}", f"pool{exam.pool}", f"questions{exam.questions}"]
+    parts = [
+        weights_fingerprint(model),
+        code_fingerprint(),
+        f"seed{exam.seed}",
+        f"pool{exam.pool}",
+        f"questions{exam.questions}",
+    ]
     return "_".join([*parts, *(f"{name}={changes[name]}" for name in sorted(changes))])
 
 

@@ -5,19 +5,21 @@ Beside X.mp4 stands X.json: the question, its needles, and the file's SHA-256.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 import av
+from filelock import FileLock
 
+from vilamp_lite.files import file_sha256, written_whole
 from vilamp_lite.progress import progress_bar
 from vilamp_lite.tinyworld.haystack import Haystack, describe_haystack, hide
 from vilamp_lite.tinyworld.questions import sample_questions
-from vilamp_lite.tinyworld.render import FORMAT_TAG, Scene, write_video, written_whole
+from vilamp_lite.tinyworld.render import FORMAT_TAG, Scene, write_video
 
 PART_FRAMES = 1000  # at least; a part ends with a scene
 
@@ -40,8 +42,9 @@ def long_video(
 ) -> LongVideo:
     """Make a needle in a haystack of any length, or find the one that was made before.
 
-    A file whose checksum is not the recorded one, or that hides something else, is made anew. The same arguments draw
-    the same pictures anywhere; x264 stores them in other bytes from run to run, a little differently.
+    A file whose checksum is not the recorded one, or that hides something else, is made anew; while one process makes
+    it, others wait. The same arguments draw the same pictures anywhere; x264 stores them in other bytes from run to
+    run, a little differently.
 
     Memory: one scene.
 
@@ -61,26 +64,28 @@ def long_video(
     path = folder / f"{family.replace(' ', '_')}-{num_frames}-depth{float(depth)}-seed{seed}.mp4"
     about = describe_haystack(haystack, path, num_frames)
     if not _is_intact(path, about):
-        parts = path.with_suffix(".parts")
-        parts.mkdir(parents=True, exist_ok=True)
-        _join(_write_parts(haystack.scenes, num_frames, parts), path)
-        with written_whole(path.with_suffix(".json")) as waiting:
-            waiting.write_text(json.dumps(about | {"sha256": _sha256(path)}, indent=1) + "\n")
-        shutil.rmtree(parts)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not _is_intact(path, about):
+                _make(haystack, num_frames, path, about)
     return LongVideo(path, haystack)
+
+
+def _make(haystack: Haystack, num_frames: int, path: Path, about: dict[str, Any]) -> None:
+    parts = path.with_suffix(".parts")
+    parts.mkdir(exist_ok=True)
+    _join(_write_parts(haystack.scenes, num_frames, parts), path)
+    with written_whole(path.with_suffix(".json")) as waiting:
+        waiting.write_text(json.dumps(about | {"sha256": file_sha256(path)}, indent=1) + "\n")
+    shutil.rmtree(parts)
 
 
 def _is_intact(path: Path, about: dict[str, Any]) -> bool:
     try:
         found = json.loads(path.with_suffix(".json").read_text())
-        return found == json.loads(json.dumps(about)) | {"sha256": _sha256(path)}
+        return found == json.loads(json.dumps(about)) | {"sha256": file_sha256(path)}
     except (OSError, ValueError):
         return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
 
 
 def _write_parts(scenes: Iterable[Scene], num_frames: int, folder: Path) -> list[Path]:
@@ -108,7 +113,8 @@ def _in_parts(scenes: Iterable[Scene]) -> Iterator[list[Scene]]:
 
 def _join(parts: list[Path], path: Path) -> None:
     """Put the parts' packets one after the other into one file; all were encoded alike."""
-    with written_whole(path) as waiting, av.open(waiting, "w", options={"movflags": "+faststart"}) as joined:
+    waiting = parts[0].with_name("joined.mp4")
+    with av.open(waiting, "w", options={"movflags": "+faststart"}) as joined:
         joined.metadata["comment"] = FORMAT_TAG
         stream, seconds = None, 0
         for part in parts:
@@ -123,3 +129,4 @@ def _join(parts: list[Path], path: Path) -> None:
                     packet.stream = stream
                     joined.mux(packet)
                 seconds += video.frames
+    os.replace(waiting, path)

@@ -5,15 +5,14 @@ scene's seed. Frames are 64×64 pixels.
 """
 
 import itertools
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 
 import av
 import numpy as np
+
+from vilamp_lite.files import written_whole
 
 SIDE = 64  # pixels
 GRID = 4  # cells across and down
@@ -107,18 +106,6 @@ def render(scenes: Iterable[Scene], batch_size: int = 64) -> Iterator[np.ndarray
         yield np.concatenate(waiting)
 
 
-@contextmanager
-def written_whole(path: str | PathLike[str]) -> Iterator[Path]:
-    """Give a path to write to; what is there at the end takes the place of `path`, and after an error nothing does."""
-    path = Path(path)
-    waiting = path.with_suffix(f".waiting{path.suffix}")  # FFmpeg goes by the last ending
-    try:
-        yield waiting
-        os.replace(waiting, path)
-    finally:
-        waiting.unlink(missing_ok=True)
-
-
 def write_video(path: str | PathLike[str], scenes: Iterable[Scene], fps: int = 1) -> int:
     """Write scenes as an H.264 file that carries `FORMAT_TAG`; return the number of frames.
 
@@ -148,7 +135,8 @@ def write_video(path: str | PathLike[str], scenes: Iterable[Scene], fps: int = 1
 def is_tinyworld(path: str | PathLike[str]) -> bool:
     """Tell by its `FORMAT_TAG` whether a video file shows TinyWorld; a file that can't be opened does not."""
     try:
-        with av.open(path) as container:
+        # A comment in another encoding than UTF-8 is somebody else's.
+        with av.open(path, metadata_errors="replace") as container:
             return container.metadata.get("comment") == FORMAT_TAG
     except (av.FFmpegError, OSError):
         return False
