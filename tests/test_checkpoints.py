@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_checkpoint import save_released
 from safetensors.torch import load_file, save_file
 from tiny_models import OFFICIAL, official_pixels, tiny_inputs, tiny_model
 from transformers import (
@@ -60,6 +61,21 @@ def test_released_configuration() -> None:
     assert model.merger.temperature.item() == pytest.approx(0.05)
     assert model.generation_config.eos_token_id == 91
     assert not model.training
+
+
+def test_random_checkpoint_in_the_authors_format(tmp_path: Path) -> None:
+    tiny = ViLaMPConfig.tiny()
+    parts = ("vision_config", "text_config", "selector_config")
+    model = ViLaMPForConditionalGeneration(
+        ViLaMPConfig.released(**{part: getattr(tiny, part).to_dict() for part in parts}, max_keyframes=5)
+    )
+    save_released(model, tmp_path)
+    loaded = load_checkpoint(tmp_path)
+    assert same(loaded, model)
+    assert (loaded.config.max_keyframes, loaded.config.relevance_threshold) == (5, 0.2)
+    assert loaded.generation_config.eos_token_id == model.generation_config.eos_token_id == 257
+    prompt = load_processor(tmp_path, loaded.config).prompts(["Hi"])
+    assert torch.equal(prompt["input_ids"], ViLaMPProcessor.byte_level(model.config).prompts(["Hi"])["input_ids"])
 
 
 def test_sharded_weights(checkpoint: Path) -> None:
