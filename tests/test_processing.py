@@ -70,6 +70,14 @@ def test_prompts_are_padded_on_the_left(processor: ViLaMPProcessor) -> None:
     assert batch["attention_mask"][0, : len(long) - len(short)].tolist() == [0] * (len(long) - len(short))
 
 
+def test_pixels_made_in_several_threads_are_those_of_each_frame() -> None:
+    """At full size; as many threads as there are cores, so frames are split unevenly."""
+    large = ViLaMPProcessor.byte_level(ViLaMPConfig.paper())
+    pictures = frames(count=5)
+    for make in (large.vision_pixels, large.selector_pixels):
+        assert torch.equal(make(pictures), torch.cat([make(picture[None]) for picture in pictures]))
+
+
 def test_vision_pixels_are_a_bicubic_square() -> None:
     """Whatever the shape of the frame: 384×384, bicubic, −1 to 1 (OFFICIAL, section 5, vision side)."""
     vision = SIGLIP_SO400M | {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}

@@ -29,7 +29,7 @@ from video_files import (
     write_video,
 )
 
-from vilamp_lite.video import FrameStream, VideoError, _nearest, decoded_ahead, frames_at, probe, stream_frames
+from vilamp_lite.video import FrameStream, VideoError, _nearest, frames_at, made_ahead, probe, stream_frames
 
 try:
     import decord
@@ -555,7 +555,7 @@ def test_memory_does_not_grow_with_the_number_of_samples(tmp_path):
 
 def test_decoding_ahead_changes_nothing(clips):
     plain = list(stream_frames(clips / "plain.mp4", fps=2, batch_size=5))
-    ahead = list(decoded_ahead(stream_frames(clips / "plain.mp4", fps=2, batch_size=5)))
+    ahead = list(made_ahead(stream_frames(clips / "plain.mp4", fps=2, batch_size=5)))
     assert len(ahead) == len(plain) == 3
     assert all(np.array_equal(*arrays) for pair in zip(ahead, plain, strict=True) for arrays in zip(*pair, strict=True))
 
@@ -569,7 +569,7 @@ def test_the_next_batch_is_decoded_meanwhile_and_no_other(clips):
             event.set()
             yield next(stream)
 
-    batches = decoded_ahead(FrameStream(noted(), stream.num_frames, stream.info))
+    batches = made_ahead(FrameStream(noted(), stream.num_frames, stream.info))
     next(batches)
     assert begun[1].wait(timeout=60)
     assert not begun[2].is_set()
@@ -584,7 +584,7 @@ def test_decoding_ahead_fails_where_decoding_does(table_files):
         whole.extend(stream_frames(table_files["zeros for a fifth of it"], **options))
     ahead = []
     with pytest.raises(VideoError, match="is damaged"):
-        ahead.extend(decoded_ahead(stream_frames(table_files["zeros for a fifth of it"], **options)))
+        ahead.extend(made_ahead(stream_frames(table_files["zeros for a fifth of it"], **options)))
     assert len(ahead) == len(whole) == 1
 
 

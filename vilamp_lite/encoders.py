@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 
 from vilamp_lite.checks import ArrayLike, describe
+from vilamp_lite.precision import full_precision
 from vilamp_lite.progress import loading_quietly, progress_bar
-from vilamp_lite.video import decoded_ahead, stream_frames
+from vilamp_lite.video import made_ahead, stream_frames
 
 # transformers takes seconds to import, so the functions that need it import it themselves.
 
@@ -138,7 +139,8 @@ class CLIPEncoder:
         """
         pictures = list(_checked_frames(frames).cpu().numpy())
         inputs = self._image_processor(pictures, input_data_format="channels_last", return_tensors="pt")
-        return _unit_vectors(self._model.get_image_features(**inputs.to(self.device)))
+        with full_precision(self.device):
+            return _unit_vectors(self._model.get_image_features(**inputs.to(self.device)))
 
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> torch.Tensor:
@@ -156,7 +158,8 @@ class CLIPEncoder:
         # SigLIP was trained on texts padded to full length, whose padding it attends to: it gets no mask.
         tokens = tokenize(self._tokenizer, texts, self._max_tokens, "max_length" if self._is_siglip else True)
         names = ["input_ids"] if self._is_siglip else ["input_ids", "attention_mask"]
-        return _unit_vectors(self._model.get_text_features(**{k: tokens[k].to(self.device) for k in names}))
+        with full_precision(self.device):
+            return _unit_vectors(self._model.get_text_features(**{k: tokens[k].to(self.device) for k in names}))
 
 
 # One softmax temperature for frames and patches. At 1 a patch names one class and little else; at 10 the runners-up
@@ -283,12 +286,13 @@ class ConSEEncoder:
         size = (LITE0_SIDE, LITE0_SIDE)
         squares = F.interpolate(pictures, size=size, mode="bicubic", antialias=True)
         # Eight at a time: their activations stay in a CPU's cache, which is 1.5 to 2 times as fast as 32.
-        features = torch.cat(
-            [
-                self._classifier.extract_features((chunk.to(self.device).float() - 127) / 128)
-                for chunk in squares.split(8)
-            ]
-        )
+        with full_precision(self.device):
+            features = torch.cat(
+                [
+                    self._classifier.extract_features((chunk.to(self.device).float() - 127) / 128)
+                    for chunk in squares.split(8)
+                ]
+            )
         return features.flatten(2).transpose(1, 2)
 
     def _combine_classes(self, features: torch.Tensor) -> torch.Tensor:
@@ -331,7 +335,7 @@ def embed_video(
     batches = stream_frames(path, fps=fps, max_frames=max_frames, **sampling)  # refuses bad arguments at once
     embeds, indices, timestamps = [], [], []
     with progress_bar(batches.num_frames, "frames", encoder.name) as bar:
-        for batch in decoded_ahead(batches):
+        for batch in made_ahead(batches):
             embeds.append(encoder.encode_frames(batch.frames))
             indices.append(batch.indices)
             timestamps.append(batch.timestamps)

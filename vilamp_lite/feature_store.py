@@ -38,7 +38,7 @@ from vilamp_lite.modeling import (
 )
 from vilamp_lite.processing import ViLaMPProcessor
 from vilamp_lite.progress import progress_bar
-from vilamp_lite.video import FrameStream, decoded_ahead, stream_frames
+from vilamp_lite.video import FrameBatch, FrameStream, made_ahead, stream_frames
 
 FRAMES_PER_SHARD = 32  # a multiple of `frames_at_once`; 54 MB with the paper's model
 STORED_TYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -167,7 +167,8 @@ class FeatureStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         with alone_in(self.folder, "encoding"):
             self._claim(made_of)
-            self._fill(stream, self._clean(), model, processor, dtype)
+            if missing := self._clean():
+                self._fill(stream, missing, model, processor, dtype)
 
     def _claim(self, made_of: dict[str, Any]) -> None:
         """Write the manifest of a new store; refuse to add to a store that was made otherwise."""
@@ -198,24 +199,36 @@ class FeatureStore:
         dtype: torch.dtype,
     ) -> None:
         """Encode the frames of the missing shards; the others are only decoded past."""
+        last = max(missing)
+
+        def prepared() -> Iterator[tuple[FrameBatch, int, list[torch.Tensor]]]:
+            """Batches, their shard's number and, where that is missing, their pixels for selector and vision tower."""
+            seen = 0
+            with closing(stream):
+                for batch in stream:
+                    number = seen // FRAMES_PER_SHARD
+                    seen += len(batch.frames)
+                    if number > last:
+                        return
+                    makers = (processor.selector_pixels, processor.vision_pixels) if number in missing else ()
+                    yield batch, number, [make(batch.frames) for make in makers]
+
         parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         seen = 0
-        batches = decoded_ahead(stream)
+        batches = made_ahead(prepared())
         with closing(batches), progress_bar(stream.num_frames, "frames", "decode, encode") as bar:
-            while missing:
-                batch = next(batches)
-                number = seen // FRAMES_PER_SHARD
+            for batch, number, pixels in batches:
                 seen += len(batch.frames)
                 bar.update(len(batch.frames))
-                if number not in missing:
+                if not pixels:
                     continue
-                embeds = model.embed_frames(processor.selector_pixels(batch.frames))
-                patches = model.patch_features(processor.vision_pixels(batch.frames))
+                selector_pixels, vision_pixels = pixels
+                embeds = model.embed_frames(selector_pixels)
+                patches = model.patch_features(vision_pixels)
                 parts.append((embeds.cpu(), torch.from_numpy(batch.timestamps), patches.cpu()))
                 if seen % FRAMES_PER_SHARD == 0 or seen == stream.num_frames:
                     self._write_shard(number, *map(torch.cat, zip(*parts, strict=True)), dtype)
                     parts.clear()
-                    missing = missing - {number}
 
     def _write_shard(
         self, number: int, embeds: torch.Tensor, timestamps: torch.Tensor, patches: torch.Tensor, dtype: torch.dtype

@@ -11,13 +11,13 @@ weights [B, M]): what a frame became, and how much each patch gave to it.
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from vilamp_lite.checks import ArrayLike, choice, describe, finite_number, float_tensor, positive_int, require_finite
+from vilamp_lite.precision import full_precision
 
 # A cosine's denominator is held above this, so that a zero vector has cosine 0 with everything.
 _EPS = 1e-8
@@ -450,21 +450,16 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 def _unit(vectors: torch.Tensor) -> torch.Tensor:
-    with without_autocast(vectors.device):
+    with full_precision(vectors.device):
         return F.normalize(_precise(vectors), dim=-1, eps=_EPS)
 
 
 def _cosine(vectors: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
     """Cosines over the last axis with unit vectors, without a normalised copy of the larger side."""
-    with without_autocast(vectors.device):
+    with full_precision(vectors.device):
         vectors = _precise(vectors)
         dots = torch.einsum("...d,...d->...", vectors, unit)
         return dots / torch.linalg.vector_norm(vectors, dim=-1).clamp_min(_EPS)
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager:
-    """Mixed precision would bring the scores back to half; the meta device knows no mixed precision."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def _precise(vectors: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ The model has no algorithm of its own: selection is in `keyframes.py`, merging i
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from copy import copy
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum, auto
@@ -43,10 +44,10 @@ from vilamp_lite.merging import (
     pool_patches,
     preceding_keyframe,
     released_reference,
-    without_autocast,
 )
+from vilamp_lite.precision import full_precision
 from vilamp_lite.progress import progress_bar
-from vilamp_lite.video import FrameBatch, FrameStream, decoded_ahead, frames_at, stream_frames
+from vilamp_lite.video import FrameBatch, FrameStream, frames_at, made_ahead, stream_frames
 
 TOKENS_AT_ONCE = 512  # of a prompt; their activations are all that the language model holds beside its cache
 _IGNORED = -100  # a label that does not count
@@ -328,7 +329,7 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
 
     def embed_frames(self, selector_pixel_values: torch.Tensor) -> torch.Tensor:
         """Embed frames [B, 3, h, w] in the selector's space, [B, query_size], not normalised."""
-        with without_autocast(self.device):
+        with full_precision(self.device):
             return _features(self.selector.get_image_features(_onto(selector_pixel_values, self.selector)))
 
     def embed_query(
@@ -336,7 +337,7 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
     ) -> torch.Tensor:
         """Embed queries [B, L] in the selector's space, [B, query_size], not normalised."""
         mask = None if query_attention_mask is None else query_attention_mask.to(self.device)
-        with without_autocast(self.device):
+        with full_precision(self.device):
             return _features(self.selector.get_text_features(query_input_ids.to(self.device), attention_mask=mask))
 
     def select(self, frame_embeds: torch.Tensor, query_embed: torch.Tensor) -> KeyframeSelection:
@@ -592,13 +593,11 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         query_embed = self.embed_query(**processor.selector_query([query]))[0]
 
         frame_embeds, timestamps = KeptRows(stream.num_frames), KeptRows(stream.num_frames)
-        for batch in _watched(stream, "decode, select"):
-            frame_embeds.add(self.embed_frames(processor.selector_pixels(batch.frames)).cpu())
+        for batch, pixels in _prepared(stream, "decode, select", processor.selector_pixels):
+            frame_embeds.add(self.embed_frames(pixels).cpu())
             timestamps.add(torch.from_numpy(batch.timestamps))
-        batches = (
-            self.patch_features(processor.vision_pixels(batch.frames))
-            for batch in _watched(stream_frames(source, **sampling), "decode, encode")
-        )
+        second_pass = _prepared(stream_frames(source, **sampling), "decode, encode", processor.vision_pixels)
+        batches = (self.patch_features(pixels) for _, pixels in second_pass)
         sequence = self.distill(
             frame_embeds.rows,
             batches,
@@ -933,11 +932,19 @@ def _features(output: Any) -> torch.Tensor:
     return output if torch.is_tensor(output) else output.pooler_output
 
 
-def _watched(stream: FrameStream, doing: str) -> Iterator[FrameBatch]:
-    """Yield a stream's batches under a progress bar."""
+def _prepared(
+    stream: FrameStream, doing: str, prepare: Callable[[np.ndarray], torch.Tensor]
+) -> Iterator[tuple[FrameBatch, torch.Tensor]]:
+    """Yield a stream's batches and their pixels under a progress bar; a thread makes the next ones."""
+
+    def made() -> Iterator[tuple[FrameBatch, torch.Tensor]]:
+        with closing(stream):
+            for batch in stream:
+                yield batch, prepare(batch.frames)
+
     with progress_bar(stream.num_frames, "frames", doing) as bar:
-        for batch in decoded_ahead(stream):
-            yield batch
+        for batch, pixels in made_ahead(made()):
+            yield batch, pixels
             bar.update(len(batch.indices))
 
 

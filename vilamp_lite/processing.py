@@ -1,6 +1,8 @@
 """A video and a question into the tensors of `ViLaMPForConditionalGeneration`."""
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -41,6 +43,7 @@ _PIXELS = {
 }
 _IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
 _FRAMES_AT_ONCE = 32
+_PIXELS_OF_A_THREAD = 100_000  # fewer are made sooner than a thread is
 _BYTE_LEVEL_SPECIALS = ("<|endoftext|>", "<|im_end|>", "<|im_start|>")
 
 
@@ -245,7 +248,7 @@ class ViLaMPProcessor:
         Raises:
             ValueError: frames of another form.
         """
-        return _processed(self.image_processor, frames)
+        return _processed(self.image_processor, frames, self.config.vision_config.image_size)
 
     def selector_pixels(self, frames: np.ndarray) -> torch.Tensor:
         """Turn frames, uint8 [B, H, W, 3], into the selector's pixels, float32 [B, 3, h, w].
@@ -253,7 +256,7 @@ class ViLaMPProcessor:
         Raises:
             ValueError: frames of another form.
         """
-        return _processed(self.selector_image_processor, frames)
+        return _processed(self.selector_image_processor, frames, self.config.selector_config.vision_config.image_size)
 
     def batch_decode(self, token_ids: torch.Tensor) -> list[str]:
         """Turn the tokens that `generate` returns, [B, L], into texts."""
@@ -307,12 +310,21 @@ def _require_vocabulary(option: str, ids: torch.Tensor, size: int) -> None:
         raise ValueError(f"{option} is not this model's: it makes token {int(ids.max())}, the vocabulary has {size}")
 
 
-def _processed(image_processor: Any, frames: np.ndarray) -> torch.Tensor:
+def _processed(image_processor: Any, frames: np.ndarray, side: int) -> torch.Tensor:
     is_frames = isinstance(frames, np.ndarray) and frames.dtype == np.uint8 and frames.ndim == 4
     if not is_frames or frames.shape[-1] != 3 or not frames.size:
         raise ValueError(f"frames must be a uint8 array [N, H, W, 3], got {describe(frames)}")
-    inputs = image_processor(list(frames), input_data_format="channels_last", return_tensors="pt")
-    return inputs["pixel_values"]
+
+    def pixels(part: np.ndarray) -> torch.Tensor:
+        inputs = image_processor(list(part), input_data_format="channels_last", return_tensors="pt")
+        return inputs["pixel_values"]
+
+    # A frame of the full-size model takes milliseconds, mostly outside Python's lock; in one thread a GPU would wait.
+    threads = min(os.cpu_count() or 1, len(frames), len(frames) * side**2 // _PIXELS_OF_A_THREAD)
+    if threads < 2:
+        return pixels(frames)
+    with ThreadPoolExecutor(threads, "pixels") as pool:
+        return torch.cat(list(pool.map(pixels, np.array_split(frames, threads))))
 
 
 def _image_processor(folder: Path) -> Any:

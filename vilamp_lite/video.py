@@ -22,13 +22,14 @@ from fractions import Fraction
 from itertools import chain, islice
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import av
 import numpy as np
 from PIL import Image
 
 Backend = Literal["auto", "decord", "pyav"]
+T = TypeVar("T", covariant=True)
 
 _BACKENDS = ("auto", "decord", "pyav")
 _MIN_FPS, _MAX_FPS = 1e-6, 1000
@@ -85,6 +86,14 @@ class FrameBatch(NamedTuple):
     frames: np.ndarray
     indices: np.ndarray
     timestamps: np.ndarray
+
+
+class ClosableIterator(Iterator[T], Protocol[T]):
+    """What `made_ahead` takes: a `FrameStream`, or any generator."""
+
+    def close(self) -> None:
+        """End it early."""
+        ...
 
 
 class FrameStream(Iterator[FrameBatch]):
@@ -178,23 +187,23 @@ def stream_frames(
     return FrameStream(_batched(pictures, timeline, count, batch_size, size), count, timeline.info)
 
 
-def decoded_ahead(stream: FrameStream) -> Iterator[FrameBatch]:
-    """Yield a stream's batches while a thread decodes the next one.
+def made_ahead(items: ClosableIterator[T]) -> Iterator[T]:
+    """Yield items while a thread makes the next one: a stream's batches, or what is made of them.
 
-    Where encoding a batch takes longer than decoding it, decoding then takes no time of its own: FFmpeg works outside
-    Python's lock. Memory: two batches.
+    Where the caller's work on an item takes longer than making one, making then takes no time of its own: FFmpeg and
+    Pillow work outside Python's lock. Memory: two items.
 
     Args:
-        stream: What `stream_frames` returns; it is closed at the end.
+        items: What `stream_frames` returns, or a generator over it; closed at the end.
 
     Raises:
         VideoError: As the stream.
     """
-    with closing(stream), ThreadPoolExecutor(1, "decode") as decoder:
-        following = decoder.submit(next, stream, None)
-        while (batch := following.result()) is not None:
-            following = decoder.submit(next, stream, None)
-            yield batch
+    with closing(items), ThreadPoolExecutor(1, "ahead") as maker:
+        following = maker.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = maker.submit(next, items, None)
+            yield item
 
 
 def frames_at(path: str | os.PathLike[str], samples: Sequence[int], **sampling: Any) -> np.ndarray:

@@ -11,7 +11,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -44,7 +44,7 @@ from vilamp_lite.tinyworld.long_video import LongVideo, long_video
 from vilamp_lite.video import FrameBatch, FrameStream, frames_at, stream_frames
 
 # Before the language model, in order; then "prefill" and "decoding".
-VIDEO_STAGES = ("probe", "decode", "selector embedding", "selection", "patches and merging")
+VIDEO_STAGES = ("probe", "decode", "resizing", "selector embedding", "selection", "patches and merging")
 STORE_STAGES = ("encode into the store", "selection and merging")
 ANSWER_STAGES = ("prefill", "decoding")
 _SAMPLED_EVERY = 0.02  # seconds between two looks at the memory
@@ -229,6 +229,7 @@ def measured_answer(
     tokens = output.sequences[0]
     num_frames, visual = len(sequence.timestamps), len(sequence.embeds)
     frames = dict.fromkeys(("selector embedding", "selection", "patches and merging", *STORE_STAGES), num_frames)
+    frames |= dict.fromkeys(("decode", "resizing"), 2 * num_frames)  # two passes over the file
     counted = {
         "patches and merging": visual,
         "selection and merging": visual,
@@ -239,8 +240,7 @@ def measured_answer(
     known = (*VIDEO_STAGES, *STORE_STAGES, *ANSWER_STAGES)
     rows = [
         {"stage": stage, **about, "share": about["seconds"] / total}
-        # Two passes over the file.
-        | {"frames": 2 * num_frames if stage == "decode" else frames.get(stage), "tokens": counted.get(stage)}
+        | {"frames": frames.get(stage), "tokens": counted.get(stage)}
         for stage, about in sorted(clock.stages.items(), key=lambda item: known.index(item[0]))
     ]
     return MeasuredAnswer(
@@ -251,7 +251,7 @@ def measured_answer(
 def _streamed(
     model: ViLaMPForConditionalGeneration, processor: FrameProcessor, video: Path, query: str, clock: Stopwatch
 ) -> MixedPrecisionSequence:
-    """Do what `encode_video` does, but decode in turns with the rest, so that each stage has its own time.
+    """Do what `encode_video` does, but decode and resize in turns with the rest, so that each stage has its own time.
 
     A test holds the two together.
     """
@@ -262,8 +262,8 @@ def _streamed(
     with clock.stage("selector embedding"):
         query_embed = model.embed_query(**processor.selector_query([query]))[0]
         frame_embeds, timestamps = KeptRows(stream.num_frames), KeptRows(stream.num_frames)
-        for batch in _decoded(stream, clock, "select"):
-            frame_embeds.add(model.embed_frames(processor.selector_pixels(batch.frames)).cpu())
+        for batch, pixels in _prepared(stream, clock, "select", processor.selector_pixels):
+            frame_embeds.add(model.embed_frames(pixels).cpu())
             timestamps.add(torch.from_numpy(batch.timestamps))
     with clock.stage("selection"):
         embeds = frame_embeds.rows
@@ -272,27 +272,32 @@ def _streamed(
         read_ahead = {}
         for frame in model.early_references(len(embeds), keyframes):
             with clock.stage("decode"):
-                (picture,) = frames_at(video, [frame], **sampling)
-            read_ahead[frame] = model.patch_features(processor.vision_pixels(picture[None]))[0]
+                picture = frames_at(video, [frame], **sampling)
+            with clock.stage("resizing"):
+                pixels = processor.vision_pixels(picture)
+            read_ahead[frame] = model.patch_features(pixels)[0]
         with clock.stage("probe"):
             stream = stream_frames(video, **sampling)
-        patches = (
-            model.patch_features(processor.vision_pixels(batch.frames)) for batch in _decoded(stream, clock, "merge")
-        )
+        second_pass = _prepared(stream, clock, "merge", processor.vision_pixels)
+        patches = (model.patch_features(pixels) for _, pixels in second_pass)
         sequence = model.mix_tokens(patches, len(embeds), keyframes, query_embed, read_ahead)
     return replace(sequence, timestamps=timestamps.rows.numpy())
 
 
-def _decoded(stream: FrameStream, clock: Stopwatch, doing: str) -> Iterator[FrameBatch]:
-    """Yield a stream's batches; the clock's frames count both passes."""
+def _prepared(
+    stream: FrameStream, clock: Stopwatch, doing: str, prepare: Callable[[np.ndarray], torch.Tensor]
+) -> Iterator[tuple[FrameBatch, torch.Tensor]]:
+    """Yield a stream's batches and their pixels; the clock's frames count both passes."""
     with progress_bar(stream.num_frames, "frames", doing) as bar:
         while True:
             with clock.stage("decode"):
                 batch = next(stream, None)
             if batch is None:
                 return
+            with clock.stage("resizing"):
+                pixels = prepare(batch.frames)
             clock.frames += len(batch.frames)
-            yield batch
+            yield batch, pixels
             bar.update(len(batch.frames))
 
 
@@ -438,29 +443,49 @@ def time_exponents(rows: Sequence[Row]) -> dict[str, float]:
     return exponents
 
 
-# What is recorded, in the order of the README's table: result, N, model and machine.
+@dataclass(frozen=True)
+class RecordedRun:
+    """A line of the README's table.
+
+    Attributes:
+        name: of the result.
+        frames: N.
+        about: model and machine.
+        trained: whether the weights are; an answer of random ones means nothing.
+    """
+
+    name: str
+    frames: int
+    about: str
+    trained: bool = True
+
+
 RECORDED_RUNS = (
-    *(("streaming", frames, "miniature, CPU, 1 thread") for frames in (1_000, 2_000, 5_000, 10_000)),
-    ("streaming_100000", 100_000, "miniature, CPU, 1 thread"),
-    ("streaming_a100", 10_000, "authors' checkpoint, A100"),
+    *(RecordedRun("streaming", frames, "miniature, CPU, 1 thread") for frames in (1_000, 2_000, 5_000, 10_000)),
+    RecordedRun("streaming_100000", 100_000, "miniature, CPU, 1 thread"),
+    RecordedRun("streaming_h100", 10_000, "full size with random weights, H100", trained=False),
+    RecordedRun("streaming_a100", 10_000, "authors' checkpoint, A100"),
 )
 
 
 def results_table(folder: Path = RESULTS) -> list[list[str]]:
     """The README's table of runs, its head first; what nobody has run says so."""
     table = [["frames", "model and machine", "time to the answer", "peak above the model's", "needle", "commit"]]
-    for name, frames, about in RECORDED_RUNS:
-        file = folder / f"{name}.json"
-        rows = load_result(name, folder)["rows"] if file.is_file() else []
-        found = [row for row in rows if row["frames"] == frames]
+    for run in RECORDED_RUNS:
+        study = load_result(run.name, folder) if (folder / f"{run.name}.json").is_file() else {"rows": []}
+        found = [row for row in study["rows"] if row["frames"] == run.frames]
         measured = ["not run", "", "", ""]
         if found:
             (row,) = found
             above = (row["peak_memory"] - row["memory_before"]) / 1e6
-            needle = "found" if row["needle_keyframes"] else "missed"
-            commit = short_commit(load_result(name, folder)["stamp"])
-            measured = [f"{row['seconds']:.0f} s", f"{above:.0f} MB", f"{needle}, {row['answer']!r}", commit]
-        table.append([f"{frames:,}", about, *measured])
+            needle = f"{'found' if row['needle_keyframes'] else 'missed'}, {row['answer']!r}"
+            measured = [
+                f"{row['seconds']:.0f} s",
+                f"{above:,.0f} MB",
+                needle if run.trained else "no meaning",
+                short_commit(study["stamp"]),
+            ]
+        table.append([f"{run.frames:,}", run.about, *measured])
     return table
 
 
