@@ -29,7 +29,8 @@ from video_files import (
     write_video,
 )
 
-from vilamp_lite.video import FrameStream, VideoError, _nearest, frames_at, made_ahead, probe, stream_frames
+from vilamp_lite.ahead import made_ahead
+from vilamp_lite.video import FrameStream, VideoError, _nearest, frames_at, probe, stream_frames
 
 try:
     import decord

@@ -19,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 
+from vilamp_lite.ahead import made_ahead
 from vilamp_lite.checks import ArrayLike, describe
 from vilamp_lite.precision import full_precision
 from vilamp_lite.progress import loading_quietly, progress_bar
-from vilamp_lite.video import made_ahead, stream_frames
+from vilamp_lite.video import stream_frames
 
 # transformers takes seconds to import, so the functions that need it import it themselves.
 

@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 from math import ceil
 from pathlib import Path
@@ -28,6 +29,7 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
+from vilamp_lite.ahead import made_ahead, mapped_ahead
 from vilamp_lite.checks import require_finite
 from vilamp_lite.files import LOCK, alone_in, file_sha256
 from vilamp_lite.modeling import (
@@ -38,11 +40,12 @@ from vilamp_lite.modeling import (
 )
 from vilamp_lite.processing import ViLaMPProcessor
 from vilamp_lite.progress import progress_bar
-from vilamp_lite.video import FrameBatch, FrameStream, made_ahead, stream_frames
+from vilamp_lite.video import FrameBatch, FrameStream, stream_frames
 
 FRAMES_PER_SHARD = 32  # a multiple of `frames_at_once`; 54 MB with the paper's model
 STORED_TYPES = (torch.float16, torch.bfloat16, torch.float32)
 _KINDS = ("frames", "patches")
+_READERS = 4  # threads, each with a shard in memory
 _MANIFEST, _WAITING = "manifest.json", ".waiting"
 _SHARD_NAME = re.compile(r"(frames|patches)-(\d{5,})-[0-9a-f]{16}\.safetensors")
 
@@ -183,7 +186,8 @@ class FeatureStore:
     def _clean(self) -> set[int]:
         """Delete shards that are damaged or half there, and return the numbers of those to be made."""
         shards = self._shards()
-        intact = {key for key, path in shards.items() if self._name(*key, path.read_bytes()) == path.name}
+        checked = mapped_ahead(lambda key: self._name(*key, shards[key].read_bytes()), shards, _READERS)
+        intact = {key for key, name in zip(shards, checked, strict=True) if name == shards[key].name}
         whole = {number for number in range(self._count) if all((kind, number) in intact for kind in _KINDS)}
         for number in {number for _, number in shards} - whole:
             for path in self.folder.glob(f"*-{number:05d}-*.safetensors"):
@@ -301,7 +305,7 @@ class FeatureStore:
     ) -> MixedPrecisionSequence:
         """Make the video's mixed-precision sequence for a query, as `encode_video` does from the file.
 
-        Memory: a few times one shard, one selector embedding per frame, the patches of reference frames, and the
+        Memory: about six shards, one selector embedding per frame, the patches of reference frames, and the
         tokens.
 
         Args:
@@ -350,12 +354,11 @@ class FeatureStore:
         return StoreSummary(self.num_frames, self._count, num_bytes, self.settings["dtype"], max(errors))
 
     def _patch_batches(self, shards: dict[_Shard, Path]) -> Iterator[torch.Tensor]:
-        """Yield all patches in order, a shard at a time."""
+        """Yield all patches in order, a shard at a time; threads read the next ones and check them."""
         with progress_bar(self.num_frames, "frames", "merge") as bar:
-            for number in range(self._count):
-                patches = self._read(shards, "patches", number)["patches"]
-                yield patches
-                bar.update(len(patches))
+            for shard in mapped_ahead(partial(self._read, shards, "patches"), range(self._count), _READERS):
+                yield shard["patches"]
+                bar.update(len(shard["patches"]))
 
     def _read(self, shards: dict[_Shard, Path], kind: str, number: int) -> dict[str, torch.Tensor]:
         """Read a shard whose bytes are what was written."""
@@ -424,11 +427,14 @@ def _model_settings(model: ViLaMPForConditionalGeneration, processor: FrameProce
 
 
 def _checksum(tensors: list[torch.Tensor]) -> str:
-    checksum = blake2b(digest_size=8)
-    for tensor in tensors:
-        checksum.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        checksum.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return checksum.hexdigest()
+    """One checksum of tensors, of the checksums of each: a full-size model's take seconds in one thread."""
+    return blake2b(b"".join(mapped_ahead(_digest, tensors, os.cpu_count() or 1)), digest_size=8).hexdigest()
+
+
+def _digest(tensor: torch.Tensor) -> bytes:
+    checksum = blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    checksum.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return checksum.digest()
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:

@@ -36,6 +36,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple
 
+from vilamp_lite.ahead import made_ahead
 from vilamp_lite.checks import describe, float_tensor
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.keyframes import KeyframeSelection, select_keyframes
@@ -47,7 +48,7 @@ from vilamp_lite.merging import (
 )
 from vilamp_lite.precision import full_precision
 from vilamp_lite.progress import progress_bar
-from vilamp_lite.video import FrameBatch, FrameStream, frames_at, made_ahead, stream_frames
+from vilamp_lite.video import FrameBatch, FrameStream, frames_at, stream_frames
 
 TOKENS_AT_ONCE = 512  # of a prompt; their activations are all that the language model holds beside its cache
 _IGNORED = -100  # a label that does not count

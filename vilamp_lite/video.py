@@ -15,21 +15,19 @@ import math
 import os
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import av
 import numpy as np
 from PIL import Image
 
 Backend = Literal["auto", "decord", "pyav"]
-T = TypeVar("T", covariant=True)
 
 _BACKENDS = ("auto", "decord", "pyav")
 _MIN_FPS, _MAX_FPS = 1e-6, 1000
@@ -86,14 +84,6 @@ class FrameBatch(NamedTuple):
     frames: np.ndarray
     indices: np.ndarray
     timestamps: np.ndarray
-
-
-class ClosableIterator(Iterator[T], Protocol[T]):
-    """What `made_ahead` takes: a `FrameStream`, or any generator."""
-
-    def close(self) -> None:
-        """End it early."""
-        ...
 
 
 class FrameStream(Iterator[FrameBatch]):
@@ -185,25 +175,6 @@ def stream_frames(
         pictures = _pyav_pictures(timeline, plan)
     count = len(plan.positions)
     return FrameStream(_batched(pictures, timeline, count, batch_size, size), count, timeline.info)
-
-
-def made_ahead(items: ClosableIterator[T]) -> Iterator[T]:
-    """Yield items while a thread makes the next one: a stream's batches, or what is made of them.
-
-    Where the caller's work on an item takes longer than making one, making then takes no time of its own: FFmpeg and
-    Pillow work outside Python's lock. Memory: two items.
-
-    Args:
-        items: What `stream_frames` returns, or a generator over it; closed at the end.
-
-    Raises:
-        VideoError: As the stream.
-    """
-    with closing(items), ThreadPoolExecutor(1, "ahead") as maker:
-        following = maker.submit(next, items, None)
-        while (item := following.result()) is not None:
-            following = maker.submit(next, items, None)
-            yield item
 
 
 def frames_at(path: str | os.PathLike[str], samples: Sequence[int], **sampling: Any) -> np.ndarray:
