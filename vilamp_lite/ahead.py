@@ -39,8 +39,9 @@ def made_ahead(items: ClosableIterator[Made]) -> Iterator[Made]:
 
 
 def mapped_ahead(function: Callable[[Item], Made], items: Iterable[Item], threads: int) -> Iterator[Made]:
-    """Yield function(item) of each item in order, while threads make the following ones. Memory: `threads` results and the one in
-    use.
+    """Yield function(item) of each item in order, while threads make the following ones.
+
+    Memory: `threads` results, and the one in use.
 
     Args:
         function: what is done in the threads; what it raises is raised here, in its turn.

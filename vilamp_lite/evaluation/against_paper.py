@@ -87,8 +87,9 @@ ROWS = (
         "How much GPU memory do 10,000 frames take? (Fig. 1)",
         "one A100; a curve only (A)",
         _TEN_THOUSAND,
-        "{gb_vilamp:.0f} GB streaming, {gb_released_code:.0f} GB in the released code's way",
-        "calculated for the full-size model, not run",
+        "{gb_measured:.1f} GB streaming, measured on an H100; {gb_released_code:.0f} GB in the released code's way, "
+        "calculated",
+        "full size, with random weights",
     ),
     Row(
         "Which share of VideoChat-Flash's FLOPs at 8,192 frames? (Table 5)",
