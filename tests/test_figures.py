@@ -18,7 +18,7 @@ from vilamp_lite.evaluation.figures import (
     setting_figure,
     training_figure,
 )
-from vilamp_lite.evaluation.recorded import RECORDED, RESULTS, TRAINING
+from vilamp_lite.evaluation.recorded import RECORDED, RESULTS, TRAINING, load_result
 from vilamp_lite.evaluation.studies import ALL
 
 FAMILIES = ["attribute", "companion"]
@@ -186,12 +186,23 @@ def test_attention_is_of_one_length_and_family() -> None:
     plt.close(figure)
 
 
+def test_the_streamed_run_fits_the_gpu_and_all_frames_at_once_do_not() -> None:
+    figure = figures.full_size_memory_figure(load_result("streaming_h100"))
+    (axis,) = figure.axes
+    measured, held, left = (np.asarray(line.get_ydata(), float) for line in axis.get_lines())
+    assert axis.get_ylabel().endswith("(GB)")
+    assert left[0] == pytest.approx(80 - 16.8, abs=0.1)
+    assert measured.max() < 2 < left[0] < held.max()
+    plt.close(figure)
+
+
 def test_every_recorded_study_has_a_committed_figure(tmp_path: Path) -> None:
     assert figures.main(tmp_path) == 0
     drawn = {path.name for path in tmp_path.glob("*.png")}
     assert drawn == {f"{name}.png" for name in (*figures.DRAWN, "trainings")}
     assert drawn <= {path.name for path in RESULTS.parent.glob("*.png")}
-    assert {*figures.DRAWN, *figures.TRAININGS.values(), "seeds", "seeds_10000", "retrained"} == {TRAINING, *RECORDED}
+    studies = {*figures.DRAWN, *figures.TRAININGS.values(), "seeds", "seeds_10000", "retrained"}
+    assert studies == {TRAINING, "streaming_h100", *RECORDED}
     plt.close("all")
 
 

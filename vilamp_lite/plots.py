@@ -818,18 +818,22 @@ def flops_by_frames(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def memory_trace(trace: np.ndarray, before: int, held: Sequence[float]) -> Figure:
+def memory_trace(trace: np.ndarray, before: int, held: Sequence[float], limit: float | None = None) -> Figure:
     """Show memory over the time of one run, against what holding everything would take at the same moments.
 
     Args:
         trace: [looks, 3] of `MeasuredAnswer`: seconds, bytes in use, frames done.
         before: bytes in use at the start.
         held: [looks] bytes that the way that holds all frames' features would have added, by arithmetic.
+        limit: bytes that the device has in all, for a line.
     """
     figure, axis = plt.subplots(figsize=(10, 3.8), layout="constrained")
-    axis.plot(trace[:, 0], (trace[:, 1] - before) / 1e6, color=_BLUE, linewidth=1.5, label="streaming, measured")
-    axis.plot(trace[:, 0], np.asarray(held) / 1e6, color=_ORANGE, linestyle="--", label="all at once, by arithmetic")
-    axis.set(xlabel="time (s)", ylabel="memory above the model's (MB)", xlim=(0, None))
+    scale, unit = (1e9, "GB") if max(held) > 1e10 else (1e6, "MB")
+    axis.plot(trace[:, 0], (trace[:, 1] - before) / scale, color=_BLUE, linewidth=1.5, label="streaming, measured")
+    axis.plot(trace[:, 0], np.asarray(held) / scale, color=_ORANGE, linestyle="--", label="all at once, by arithmetic")
+    if limit is not None:
+        axis.axhline((limit - before) / scale, color="black", linestyle=":", label="all that the device has left")
+    axis.set(xlabel="time (s)", ylabel=f"memory above the model's ({unit})", xlim=(0, None))
     axis.legend(loc="upper left", fontsize=9)
     return figure
 

@@ -11,8 +11,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vilamp_lite import plots
+from vilamp_lite.configuration import ViLaMPConfig
+from vilamp_lite.costs import GPUS
 from vilamp_lite.evaluation.recorded import RESULTS, TRAINING, load_result
 from vilamp_lite.evaluation.report import Row, find, variant_name
+from vilamp_lite.evaluation.streaming import all_at_once_memory
 from vilamp_lite.evaluation.studies import ALL, Study
 from vilamp_lite.tinyworld.questions import FAMILIES
 
@@ -138,6 +141,14 @@ def attention_figure(study: Study, frames: int, family: str = ALL) -> Figure:
     return plots.attention_concentration(curves, study["parameters"]["attention_share"])
 
 
+def full_size_memory_figure(study: Study) -> Figure:
+    """Fig. 1 over time: the full-size model on an H100, from a run of notebook 05, against all frames at once."""
+    (row,) = study["rows"]
+    trace = np.array(row["trace"])
+    held = all_at_once_memory(ViLaMPConfig.released(), row["frames"], trace[:, 2], bytes_per_number=2)
+    return plots.memory_trace(trace, row["memory_before"], held, GPUS["h100-80gb"].memory)
+
+
 # The committed figures, but for the last one, by the recorded study that each shows.
 DRAWN: dict[str, Callable[[Study], Figure]] = {
     TRAINING: lambda study: training_figure(study, study["parameters"]["seeds"][0]),
@@ -147,6 +158,7 @@ DRAWN: dict[str, Callable[[Study], Figure]] = {
     "keyframes": setting_figure,
     "redundancy": setting_figure,
     "peers": peers_figure,
+    "streaming_h100": full_size_memory_figure,
     "attention": lambda study: attention_figure(study, study["parameters"]["frames"][-1]),
 }
 # Two trainings each, by the panel's title; together they are "trainings.png".

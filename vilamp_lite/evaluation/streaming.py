@@ -301,8 +301,10 @@ def _prepared(
             bar.update(len(batch.frames))
 
 
-def all_at_once_memory(config: ViLaMPConfig, num_frames: int, done: np.ndarray) -> np.ndarray:
-    """What the released code's way would hold beside the model, in float32, by arithmetic.
+def all_at_once_memory(
+    config: ViLaMPConfig, num_frames: int, done: np.ndarray, bytes_per_number: int = 4
+) -> np.ndarray:
+    """What the released code's way would hold beside the model, by arithmetic.
 
     While it reads, pixels of both towers; then each frame's patches, its reference, the repeated query, and a copy for
     every learned map.
@@ -311,6 +313,7 @@ def all_at_once_memory(config: ViLaMPConfig, num_frames: int, done: np.ndarray) 
         config: the model's.
         num_frames: N.
         done: [looks] frames that have passed, from 0 to 2 N for the two passes.
+        bytes_per_number: 4 in float32, 2 in half precision.
 
     Returns:
         [looks] bytes.
@@ -321,7 +324,7 @@ def all_at_once_memory(config: ViLaMPConfig, num_frames: int, done: np.ndarray) 
     tensors = 1 + maps + (not config.merge_before_projection)  # reference, maps, projected
     features = config.num_patches * (config.vision_config.hidden_size + tensors * config.merge_size + config.query_size)
     read, merged = np.minimum(done, num_frames), np.maximum(done - num_frames, 0)
-    return 4 * (pixels * read + features * merged)
+    return bytes_per_number * (pixels * read + features * merged)
 
 
 def needle_keyframes(video: LongVideo, keyframes: torch.Tensor) -> list[int]:
