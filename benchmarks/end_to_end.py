@@ -160,7 +160,10 @@ def main(cases: list[tuple[str, Callable[..., tuple], int]] = CASES) -> None:
             measured = measure_once(METHODS, {"num_frames": 16}, num_frames=num_frames, build=build)
         case = f"{name}, N = {num_frames:,}"
         rows += [{"case": case, "method": method, "measurement": measured.get(method)} for method in METHODS]
-    title = f"From N frames of 64×64 pixels in a file to {NEW_TOKENS} tokens of an answer, float32, one run"
+    title = (
+        f"From N frames of 64×64 pixels in a file to {NEW_TOKENS} tokens of an answer, float32, one run; "
+        "to reach at the largest N: 10 times less memory, no slower"
+    )
     report("end_to_end", title, "all at once", rows)
 
 
