@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,6 +21,7 @@ from transformers import (
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from vilamp_lite.ahead import mapped_ahead
 from vilamp_lite.checks import describe
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.encoders import tokenize
@@ -323,8 +323,7 @@ def _processed(image_processor: Any, frames: np.ndarray, side: int) -> torch.Ten
     threads = min(os.cpu_count() or 1, len(frames), len(frames) * side**2 // _PIXELS_OF_A_THREAD)
     if threads < 2:
         return pixels(frames)
-    with ThreadPoolExecutor(threads, "pixels") as pool:
-        return torch.cat(list(pool.map(pixels, np.array_split(frames, threads))))
+    return torch.cat(list(mapped_ahead(pixels, np.array_split(frames, threads), threads)))
 
 
 def _image_processor(folder: Path) -> Any:
