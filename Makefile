@@ -12,7 +12,7 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: run test test-ui notebooks figures studies table course book lint bench data clean
 
 run: $(STAMP)  ## every notebook on the bundled data; executed copies, HTML and figures in runs/
-	$(BIN)/python -m vilamp_lite.reproduce
+	$(BIN)/python -m vilamp_lite reproduce
 
 test: $(STAMP)  ## every test, then the stored outputs of every notebook
 	$(BIN)/python -m pytest -n auto --dist loadfile
@@ -32,15 +32,15 @@ notebooks: $(STAMP)  ## run the notebooks in place and store their outputs
 figures: $(STAMP)  ## make the committed figures/ again
 	$(BIN)/vilamp keyframes data/photo_tour.mp4 "a cup of coffee on a wooden table" --encoder conse --max-keyframes 8 \
 		--strip figures/film_strip.png
-	$(BIN)/python -m vilamp_lite.evaluation.figures
+	$(BIN)/python -m figures.make_figures
 
 studies: $(STAMP)  ## the recorded full runs of notebooks 05, 07 and 08, in figures/results; goes on where it was stopped
-	$(BIN)/python -m vilamp_lite.evaluation.recorded --processes 2
-	$(BIN)/python -m vilamp_lite.evaluation.streaming
-	$(BIN)/python -m vilamp_lite.evaluation.streaming --name streaming_100000 --frames 100000 --repeats 1 --folder runs/streaming_100000
+	$(BIN)/python -m figures.make_results --processes 2
+	$(BIN)/python -m figures.make_streaming
+	$(BIN)/python -m figures.make_streaming --name streaming_100000 --frames 100000 --repeats 1 --folder runs/streaming_100000
 
 table: $(STAMP)  ## the README's results against the paper, from the notebooks it quotes
-	$(BIN)/python -m vilamp_lite.evaluation.against_paper
+	$(BIN)/python -m figures.make_table
 
 course: $(STAMP)  ## the graded course: release version in runs/course, grading checked
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[course]"

@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from benchmarks.measure import measure_once, report
 from vilamp_lite.checkpoints import load_checkpoint, load_processor
+from vilamp_lite.common.stamp import ROOT
 from vilamp_lite.configuration import QWEN2_7B, SIGLIP_SO400M, ViLaMPConfig
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
-from vilamp_lite.stamp import ROOT
 from vilamp_lite.tinyworld import MINIATURE
-from vilamp_lite.tinyworld.long_video import long_video
-from vilamp_lite.video import stream_frames
+from vilamp_lite.tinyworld.long_videos import long_video
+from vilamp_lite.video.source import stream_frames
 
 VIDEOS = ROOT / "runs" / "streaming" / "videos"
 BLOCK = 60  # frames; the released code's, for the vision tower and for cosines

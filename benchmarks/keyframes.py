@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.measure import compare, report
-from vilamp_lite.keyframes import adaptive_keyframes, kmeans_keyframes, select_keyframes
+from vilamp_lite.baselines.selectors import adaptive_keyframes, kmeans_keyframes
+from vilamp_lite.keyframes import select_keyframes
 
 SIZE, MAX_KEYFRAMES, THRESHOLD = 512, 32, 0.85
 

@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vilamp_lite.stamp import processor_name
+from vilamp_lite.common.stamp import processor_name
 
 RESULTS = Path(__file__).parent / "results"
 

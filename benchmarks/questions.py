@@ -9,9 +9,9 @@ from pathlib import Path
 
 from benchmarks.end_to_end import VIDEOS, miniature
 from benchmarks.measure import measure_once, report
-from vilamp_lite.feature_store import FeatureStore
 from vilamp_lite.modeling import MixedPrecisionSequence
-from vilamp_lite.tinyworld.long_video import long_video
+from vilamp_lite.streaming.feature_store import FeatureStore
+from vilamp_lite.tinyworld.long_videos import long_video
 
 
 def first(num_frames: int) -> Callable[[], MixedPrecisionSequence]:

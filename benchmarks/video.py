@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import compare, report
-from vilamp_lite.video import stream_frames
+from vilamp_lite.video.source import stream_frames
 
 TOUR = str(Path(__file__).resolve().parents[1] / "data" / "photo_tour.mp4")
 RATE, SAMPLES = 30, 120

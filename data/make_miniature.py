@@ -13,18 +13,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from vilamp_lite.configuration import ViLaMPConfig
-from vilamp_lite.evaluation.figures import shown_name
-from vilamp_lite.evaluation.recorded import RESULTS, load_result
+from vilamp_lite.common.stamp import ROOT, short_commit
 from vilamp_lite.evaluation.report import difference_text, find, not_best_mean, variant_name
+from vilamp_lite.evaluation.results import RESULTS, load_result
 from vilamp_lite.evaluation.studies import ALL
-from vilamp_lite.miniature import Recipe
-from vilamp_lite.stamp import ROOT, short_commit
-from vilamp_lite.tasks import LENGTHS
+from vilamp_lite.plots.recorded import shown_name
 from vilamp_lite.tinyworld import MINIATURE
 from vilamp_lite.tinyworld.encoder import vocabulary
+from vilamp_lite.tinyworld.miniature import miniature_config
 from vilamp_lite.tinyworld.questions import FAMILIES
 from vilamp_lite.tinyworld.render import COLORS, SHAPES, SIDE
+from vilamp_lite.training.miniature import Recipe
+from vilamp_lite.training.mixed import LENGTHS
 
 LIMIT = 12e6  # bytes
 FAMILY_NAMES = (*FAMILIES, ALL)
@@ -89,7 +89,7 @@ def card(results: Path = RESULTS) -> str:
         long_commit=short_commit(long["stamp"]),
         families=_families_table(),
         words=sum(word.isalpha() for word in vocabulary()),
-        config=ViLaMPConfig.miniature(),
+        config=miniature_config(),
         longest=max(tokens for _, tokens in LENGTHS),
         side=SIDE,
         shapes=len(SHAPES),

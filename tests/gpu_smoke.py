@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vilamp_lite.configuration import CLIP_VIT_B_32
 from vilamp_lite.processing import ViLaMPProcessor
-from vilamp_lite.video import stream_frames
+from vilamp_lite.video.source import stream_frames
 
 TOUR = Path(__file__).parents[1] / "data" / "photo_tour.mp4"
 # Largest difference of a logit, relative to the largest logit: the types keep 24, 11 and 8 bits.

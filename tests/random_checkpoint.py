@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from huggingface_hub import save_torch_state_dict
 
-from vilamp_lite.checkpoints import _RELEASED_NAMES
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
+from vilamp_lite.released import RELEASED_NAMES
 
 SELECTOR = "clip"
 
@@ -23,7 +23,7 @@ def save_released(model: ViLaMPForConditionalGeneration, folder: Path) -> None:
     """Write a released model as the authors' code does, with tokenizers of bytes."""
     weights = {}
     for name, tensor in model.state_dict().items():
-        theirs, ours = next(pair for pair in _RELEASED_NAMES.items() if name.startswith(pair[1]))
+        theirs, ours = next(pair for pair in RELEASED_NAMES.items() if name.startswith(pair[1]))
         weights[theirs + name.removeprefix(ours)] = tensor.cpu().contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     save_torch_state_dict(weights, folder)

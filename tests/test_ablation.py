@@ -4,11 +4,10 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
-from vilamp_lite.ablation import MERGER_NAMES, choose_keyframes, mixed_tokens
-from vilamp_lite.configuration import ViLaMPConfig
-from vilamp_lite.keyframes import SELECTORS, top_relevance_keyframes, uniform_keyframes
-from vilamp_lite.merging import QFormerMerger
+from vilamp_lite.baselines.mergers import MERGER_NAMES, QFormerMerger, mixed_tokens
+from vilamp_lite.baselines.selectors import SELECTORS, choose_keyframes, top_relevance_keyframes, uniform_keyframes
 from vilamp_lite.modeling import TokenKind, ViLaMPForConditionalGeneration
+from vilamp_lite.tinyworld.miniature import miniature_config
 
 FRAMES = 13
 KEYFRAMES = [[0, 5], [3, 4, 9], [6, 12], [12], [0], [0, 6, 12], list(range(FRAMES))]
@@ -17,7 +16,7 @@ KEYFRAMES = [[0, 5], [3, 4, 9], [6, 12], [12], [0], [0, 6, 12], list(range(FRAME
 def miniature(seed: int = 0, **changes: object) -> ViLaMPForConditionalGeneration:
     """A random miniature whose merge prefers some patches, which it would hardly do at first."""
     torch.manual_seed(seed)
-    model = ViLaMPForConditionalGeneration(ViLaMPConfig.miniature(**changes)).eval()
+    model = ViLaMPForConditionalGeneration(miniature_config(**changes)).eval()
     with torch.no_grad():
         for linear in (model.merger.query_map, model.merger.relevance_map):
             linear.weight.normal_(std=0.3)

@@ -9,6 +9,7 @@ from transformers import AutoConfig
 
 from vilamp_lite.configuration import QWEN2_7B, ViLaMPConfig
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
+from vilamp_lite.tinyworld.miniature import miniature_config
 
 SMALL = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 256, "eos_token_id": 257}
@@ -230,9 +231,9 @@ def test_the_fields_are_saved(tmp_path) -> None:
         assert (loaded.keyframe_block, loaded.attention_log_base, loaded.video_positions) == (True, 37, 99)
     for preset in (ViLaMPConfig.paper(), ViLaMPConfig.released(), ViLaMPConfig.tiny()):
         assert (preset.keyframe_block, preset.attention_log_base, preset.video_positions) == (False, None, None)
-    assert ViLaMPConfig.miniature().keyframe_block
-    assert ViLaMPConfig.miniature().attention_log_base == 48
-    assert ViLaMPConfig.miniature().video_positions == 64
+    assert miniature_config().keyframe_block
+    assert miniature_config().attention_log_base == 48
+    assert miniature_config().video_positions == 64
 
 
 @pytest.mark.parametrize(

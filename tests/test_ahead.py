@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vilamp_lite.ahead import made_ahead, mapped_ahead
+from vilamp_lite.video.ahead import made_ahead, mapped_ahead
 
 
 @given(items=st.lists(st.integers()), threads=st.integers(1, 5))

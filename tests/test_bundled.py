@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from figures.make_results import RECORDED
 from vilamp_lite.checkpoints import load_checkpoint, load_processor
-from vilamp_lite.evaluation.niah import evaluate_cells, grid
-from vilamp_lite.evaluation.recorded import RECORDED, load_result
+from vilamp_lite.common.fingerprints import weights_fingerprint
+from vilamp_lite.evaluation.niah import grid
 from vilamp_lite.evaluation.report import find
-from vilamp_lite.evaluation.results import weights_fingerprint
+from vilamp_lite.evaluation.results import load_result
+from vilamp_lite.evaluation.runs import evaluate_cells
 from vilamp_lite.evaluation.scoring import wilson_interval
 from vilamp_lite.evaluation.studies import ALL
 from vilamp_lite.tinyworld import MINIATURE

@@ -23,8 +23,8 @@ from vilamp_lite.checkpoints import (
     load_config,
     load_processor,
     load_released_checkpoint,
-    read_safetensors,
 )
+from vilamp_lite.common.hub import read_safetensors
 from vilamp_lite.configuration import CLIP_VIT_B_32, SIGLIP_SO400M, ViLaMPConfig
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor

@@ -19,14 +19,14 @@ from vilamp_lite.checkpoints import load_checkpoint, load_processor
 from vilamp_lite.cli import app, main
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.processing import ViLaMPProcessor
-from vilamp_lite.video import probe as probe_file
+from vilamp_lite.video.source import probe as probe_file
 
 CLIP_TEXT = "model.frame_selector.model.text_model.embeddings"
 TOUR = Path(__file__).resolve().parents[1] / "data" / "photo_tour.mp4"
 
 
 def vilamp(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vilamp_lite.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "vilamp_lite", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -262,10 +262,10 @@ def test_the_version(here: Here) -> None:
 @pytest.mark.parametrize(
     ("work", "command", "kept"),
     [
-        ("miniature.train_miniature", "train --out there", "what is finished is kept in there"),
-        ("reproduce.run_notebooks", "reproduce 02 --out there", "finished notebooks are in there"),
-        ("sweep.load_sweep", "sweep grid.yaml", "finished cells are kept in runs/sweeps/grid"),
-        ("evaluation.niah.evaluate_cells", "evaluate niah --out there", "what is finished is kept in there"),
+        ("training.miniature.train_miniature", "train --out there", "what is finished is kept in there"),
+        ("notebook.reproduce.run_notebooks", "reproduce 02 --out there", "finished notebooks are in there"),
+        ("notebook.sweep.load_sweep", "sweep grid.yaml", "finished cells are kept in runs/sweeps/grid"),
+        ("evaluation.runs.evaluate_cells", "evaluate niah --out there", "what is finished is kept in there"),
     ],
 )
 def test_ctrl_c_says_what_is_kept_and_how_to_go_on(

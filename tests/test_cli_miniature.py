@@ -9,12 +9,13 @@ import torch
 from typer.testing import CliRunner
 from video_files import write_video as write_numbers
 
-from vilamp_lite import cli, miniature
-from vilamp_lite.merging import QFormerMerger
-from vilamp_lite.miniature import assemble, save_miniature
+from vilamp_lite import cli
+from vilamp_lite.baselines.mergers import QFormerMerger
 from vilamp_lite.tinyworld.encoder import TinyWorldConfig, TinyWorldModel, vocabulary
 from vilamp_lite.tinyworld.questions import FAMILIES, random_scene
 from vilamp_lite.tinyworld.render import write_video
+from vilamp_lite.training import miniature
+from vilamp_lite.training.miniature import assemble, save_miniature
 
 QUESTION = "what color is the star?"
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from flop_oracle import count_flops
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -18,25 +19,13 @@ from typer.testing import CliRunner
 
 from vilamp_lite.cli import app
 from vilamp_lite.configuration import QWEN2_7B, SIGLIP_SO400M, ViLaMPConfig
-from vilamp_lite.costs import (
-    GPUS,
-    MODELS,
-    PEERS,
-    Costs,
-    LanguageModel,
-    Transformer,
-    VisionTower,
-    Workload,
-    costs_by_frames,
-    count_flops,
-    model_costs,
-    peer_costs,
-    released_code_costs,
-    shares_of_peer,
-    vilamp_costs,
-)
+from vilamp_lite.costs.shapes import GPUS, LanguageModel, Transformer, VisionTower, Workload
+from vilamp_lite.costs.stages import Costs
+from vilamp_lite.costs.tables import MODELS, PEER_MODELS, costs_by_frames, model_costs, peer_costs, shares_of_peer
+from vilamp_lite.costs.vilamp import released_code_costs, vilamp_costs
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
-from vilamp_lite.plots import flops_by_frames, memory_by_frames, stage_memory
+from vilamp_lite.plots.costs import flops_by_frames, memory_by_frames, stage_memory
+from vilamp_lite.tinyworld.miniature import miniature_config
 
 TOLERANCE = 1e-3
 
@@ -94,7 +83,7 @@ def test_weights_are_the_models(preset: str) -> None:
 
 def test_known_figures_of_the_language_model() -> None:
     """Qwen2-7B: 7.6156 billion parameters; 317.81 TFLOP for 16,240 tokens, 264.9 with attention counted causally."""
-    qwen = PEERS["videochat-flash"].language
+    qwen = PEER_MODELS["videochat-flash"].language
     linear, square, causal = qwen.prefill(16_240)
     assert qwen.weights == pytest.approx(7.6156e9, rel=TOLERANCE)
     assert linear + square == pytest.approx(317.81e12, rel=1e-4)
@@ -230,7 +219,7 @@ TOWERS = {
 @pytest.mark.parametrize("peer", TOWERS)
 def test_a_peers_tower_is_what_torch_counts(peer: str) -> None:
     description, pixels = TOWERS[peer]
-    tower: VisionTower = PEERS[peer].towers[-1]
+    tower: VisionTower = PEER_MODELS[peer].towers[-1]
     with torch.device("meta"), no_init_weights():
         config = AutoConfig.for_model(**description)
         is_eva = config.model_type == "blip_2_vision_model"
@@ -255,13 +244,13 @@ def test_a_peers_language_model_is_what_torch_counts(peer: str) -> None:
         embeds = torch.empty(1, 5000, config.hidden_size)
         with FlopCounterMode(display=False) as counter:
             model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1)
-    language = PEERS[peer].language
+    language = PEER_MODELS[peer].language
     assert sum(language.prefill(5000)[:2]) == pytest.approx(counter.get_total_flops(), rel=TOLERANCE)
     assert language.weights == pytest.approx(sum(part.numel() for part in model.parameters()), rel=TOLERANCE)
 
 
 def test_a_clip_is_padded_and_dropped_frames_are_not_read() -> None:
-    tower = PEERS["videochat-flash"].towers[0]
+    tower = PEER_MODELS["videochat-flash"].towers[0]
     assert tower.flops(1) == tower.flops(4) != tower.flops(5)
     assert peer_costs("longvu", Workload(10_000)).visual_tokens == 400 * 64
 
@@ -334,7 +323,7 @@ def test_what_is_not_counted_is_refused() -> None:
     with pytest.raises(ValueError, match="keyframe_block"):
         vilamp_costs(ViLaMPConfig.tiny(keyframe_block=True), workload)
     with pytest.raises(ValueError, match="tinyworld"):
-        vilamp_costs(ViLaMPConfig.miniature(keyframe_block=False), workload)
+        vilamp_costs(miniature_config(keyframe_block=False), workload)
     with pytest.raises(ValueError, match="num_keyframes"):
         vilamp_costs(ViLaMPConfig.paper(), workload, 5)
     with pytest.raises(ValueError, match="no keyframes"):

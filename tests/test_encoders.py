@@ -31,16 +31,10 @@ from transformers import (
 from transformers.utils import logging
 from video_files import write_video
 
-from vilamp_lite.encoders import (
-    CLIPEncoder,
-    ConSEEncoder,
-    FrameTextEncoder,
-    VideoEmbedding,
-    embed_video,
-    load_encoder,
-)
+from vilamp_lite.conse import ConSEEncoder
+from vilamp_lite.encoders import CLIPEncoder, FrameTextEncoder, VideoEmbedding, embed_video, load_encoder
 from vilamp_lite.keyframes import select_keyframes
-from vilamp_lite.video import stream_frames
+from vilamp_lite.video.source import stream_frames
 
 QUERIES = ["a cat", "a red rocket", "a"]
 

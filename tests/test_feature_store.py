@@ -22,9 +22,10 @@ from typer.testing import CliRunner
 from video_files import write_video
 
 from vilamp_lite import cli
-from vilamp_lite.feature_store import FRAMES_PER_SHARD, STORED_TYPES, FeatureStore
-from vilamp_lite.modeling import ViLaMPForConditionalGeneration, frames_at_once
+from vilamp_lite.modeling import ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
+from vilamp_lite.streaming.encode import frames_at_once
+from vilamp_lite.streaming.feature_store import FRAMES_PER_SHARD, STORED_TYPES, FeatureStore
 from vilamp_lite.tinyworld.questions import random_scene
 from vilamp_lite.tinyworld.render import write_video as write_world
 

@@ -6,8 +6,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from vilamp_lite.evaluation import figures
-from vilamp_lite.evaluation.figures import (
+from figures import make_figures as figures
+from figures.make_results import RECORDED, TRAINING
+from vilamp_lite.evaluation.results import RESULTS, load_result
+from vilamp_lite.evaluation.studies import ALL
+from vilamp_lite.plots.recorded import (
     ablation_figure,
     attention_figure,
     differences_figure,
@@ -18,8 +21,6 @@ from vilamp_lite.evaluation.figures import (
     setting_figure,
     training_figure,
 )
-from vilamp_lite.evaluation.recorded import RECORDED, RESULTS, TRAINING, load_result
-from vilamp_lite.evaluation.studies import ALL
 
 FAMILIES = ["attribute", "companion"]
 

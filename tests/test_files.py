@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vilamp_lite.files import alone_in, written_whole
+from vilamp_lite.common.files import alone_in, written_whole
 
 
 def test_a_file_appears_at_the_end(tmp_path: Path) -> None:

@@ -17,12 +17,12 @@ from tiny_models import tiny_model
 from torch.nn import functional as F
 
 from vilamp_lite.checkpoints import load_checkpoint, load_processor
-from vilamp_lite.finetuning import TRAINABLE, FinetuningTask, VideoQuestion, finetune, read_examples
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
 from vilamp_lite.tinyworld.questions import random_scene
 from vilamp_lite.tinyworld.render import write_video
-from vilamp_lite.training import Stage, make_accelerator
+from vilamp_lite.training.finetuning import TRAINABLE, FinetuningTask, VideoQuestion, finetune, read_examples
+from vilamp_lite.training.loop import Stage, make_accelerator
 
 os.environ["ACCELERATE_USE_CPU"] = "true"  # where numbers repeat to the bit
 
@@ -217,7 +217,7 @@ def test_accelerate_launch_runs_the_command(folder: Path, tmp_path: Path) -> Non
     for part in (model, byte_level(model)):
         part.save_pretrained(tmp_path / "start")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1", "--num_machines=1"]
-    launch += ["--mixed_precision=no", "--dynamo_backend=no", "-m", "vilamp_lite.cli", "train", "--preset", "paper"]
+    launch += ["--mixed_precision=no", "--dynamo_backend=no", "-m", "vilamp_lite", "train", "--preset", "paper"]
     options = {"--model": tmp_path / "start", "--data": folder / "train.jsonl", "--out": tmp_path / "out"}
     options |= {"--steps": 2, "--batch-size": 2, "--max-frames": 4, "--learning-rate": 0.01}
     command = [*launch, *(str(word) for option in options.items() for word in option)]

@@ -102,7 +102,7 @@ def test_cases_are_answered_and_kept(miniature: Path, footage: Path, monkeypatch
         prompts.append(prompt)
         return "B." if "B. a dog" in prompt else "a moon"
 
-    monkeypatch.setattr(footage_module, "generate_answer", say)
+    monkeypatch.setattr(footage_module, "answer", say)
     out = footage / "out"
     result = evaluate_cases(miniature, cases, out=out)
     assert prompts == [case.prompt for case in cases]

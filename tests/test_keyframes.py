@@ -10,7 +10,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from vilamp_lite.keyframes import SELECTORS, adaptive_keyframes, kmeans_keyframes, mmr_keyframes, select_keyframes
+from vilamp_lite.baselines.selectors import SELECTORS, adaptive_keyframes, kmeans_keyframes, mmr_keyframes
+from vilamp_lite.keyframes import select_keyframes
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "dks_cases.json").read_text())

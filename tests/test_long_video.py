@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from vilamp_lite.tinyworld import long_video as module
-from vilamp_lite.tinyworld.long_video import long_video
+from vilamp_lite.tinyworld import long_videos as module
+from vilamp_lite.tinyworld.long_videos import long_video
 from vilamp_lite.tinyworld.render import is_tinyworld, render, write_video
-from vilamp_lite.video import probe, stream_frames
+from vilamp_lite.video.source import probe, stream_frames
 
 FRAMES = 150
 

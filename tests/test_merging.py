@@ -11,16 +11,9 @@ from hypothesis import strategies as st
 
 from benchmarks.measure import compare
 from benchmarks.merging import ours
-from vilamp_lite.merging import (
-    MERGERS,
-    DifferentialMerger,
-    QFormerMerger,
-    differential_merge,
-    merge_frames,
-    pool_patches,
-    preceding_keyframe,
-    released_reference,
-)
+from vilamp_lite.baselines.mergers import MERGERS, QFormerMerger
+from vilamp_lite.merging import DifferentialMerger, differential_merge, merge_frames, pool_patches, preceding_keyframe
+from vilamp_lite.released import released_reference
 
 GOLDEN = Path(__file__).parent / "golden"
 DFM = sorted(path.stem for path in GOLDEN.glob("dfm_*.npz"))

@@ -12,36 +12,26 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from vilamp_lite import miniature
+from vilamp_lite.baselines.mergers import QFormerMerger
+from vilamp_lite.baselines.peers import PEERS
 from vilamp_lite.checkpoints import load_checkpoint, load_processor
-from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.evaluation.niah import load_qformer
-from vilamp_lite.merging import QFormerMerger
-from vilamp_lite.miniature import STUDIES, Recipe, assemble, curves, train_miniature
 from vilamp_lite.modeling import MixedPrecisionSequence, TokenKind, ViLaMPForConditionalGeneration
-from vilamp_lite.peers import PEERS
-from vilamp_lite.tasks import (
-    VARIANTS,
-    AlignmentTask,
-    ContrastiveTask,
-    Example,
-    Examples,
-    GroundingTask,
-    MixedTask,
-    PeerTask,
-    caption_matches,
-    caption_texts,
-    describe_scenes,
-    naming_loss,
-    questions_about,
-)
 from vilamp_lite.tinyworld import bank as bank_module
 from vilamp_lite.tinyworld.bank import SceneBank, bank_scenes
 from vilamp_lite.tinyworld.encoder import TinyWorldConfig, TinyWorldModel, vocabulary
 from vilamp_lite.tinyworld.haystack import hide
+from vilamp_lite.tinyworld.miniature import miniature_config
 from vilamp_lite.tinyworld.questions import FAMILIES, sample_questions
 from vilamp_lite.tinyworld.render import COLORS, SHAPES, Scene, render_scene
-from vilamp_lite.training import Stage
+from vilamp_lite.training import miniature
+from vilamp_lite.training.alignment import AlignmentTask, naming_loss
+from vilamp_lite.training.contrastive import ContrastiveTask, caption_matches, caption_texts
+from vilamp_lite.training.examples import Example, Examples, describe_scenes, questions_about
+from vilamp_lite.training.grounding import GroundingTask
+from vilamp_lite.training.loop import Stage
+from vilamp_lite.training.miniature import STUDIES, Recipe, assemble, curves, train_miniature
+from vilamp_lite.training.mixed import VARIANTS, MixedTask, PeerTask
 
 os.environ["ACCELERATE_USE_CPU"] = "true"  # where numbers repeat to the bit
 
@@ -823,4 +813,4 @@ def test_assembled_around_the_encoder() -> None:
     assert torch.equal(one.selector.words.weight, encoder.words.weight)
     assert torch.equal(one.vision_tower.patch_network[0].weight, encoder.vision.patch_network[0].weight)
     assert not one.training
-    assert assemble(encoder, 0, max_keyframes=7).config.to_dict() == ViLaMPConfig.miniature(max_keyframes=7).to_dict()
+    assert assemble(encoder, 0, max_keyframes=7).config.to_dict() == miniature_config(max_keyframes=7).to_dict()

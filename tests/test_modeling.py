@@ -14,12 +14,9 @@ from vilamp_lite.checkpoints import load_released_checkpoint
 from vilamp_lite.configuration import QWEN2_7B, SIGLIP_SO400M, ViLaMPConfig
 from vilamp_lite.keyframes import select_keyframes
 from vilamp_lite.merging import merge_frames, pool_patches
-from vilamp_lite.modeling import (
-    TokenKind,
-    ViLaMPForConditionalGeneration,
-    straight_through_gate,
-)
+from vilamp_lite.modeling import TokenKind, ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
+from vilamp_lite.released import straight_through_gate
 
 MERGE_CASES = sorted(GOLDEN.glob("merge_*.npz"))
 

@@ -13,24 +13,19 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from vilamp_lite import cli
-from vilamp_lite.ablation import mixed_tokens
+from vilamp_lite.baselines.mergers import QFormerMerger, mixed_tokens
+from vilamp_lite.baselines.peers import sampled_frames
 from vilamp_lite.checkpoints import load_checkpoint, load_processor
+from vilamp_lite.common.fingerprints import code_fingerprint
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.evaluation import niah
-from vilamp_lite.evaluation.niah import (
-    Cell,
-    Evaluation,
-    Examiner,
-    cell_haystacks,
-    evaluate_cells,
-    grid,
-)
-from vilamp_lite.evaluation.results import Prediction, code_fingerprint
+from vilamp_lite.evaluation.niah import Cell, Evaluation, Examiner, cell_haystacks, grid
+from vilamp_lite.evaluation.results import Prediction
+from vilamp_lite.evaluation.runs import evaluate_cells
 from vilamp_lite.evaluation.scoring import wilson_interval
-from vilamp_lite.merging import QFormerMerger
 from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
-from vilamp_lite.peers import sampled_frames
 from vilamp_lite.tinyworld.haystack import hide, pool_scenes
+from vilamp_lite.tinyworld.miniature import miniature_config
 from vilamp_lite.tinyworld.questions import FAMILIES, sample_questions
 from vilamp_lite.tinyworld.render import SHAPES, Scene, render_scene
 
@@ -119,13 +114,13 @@ def test_an_answer_is_the_models_own(
 ) -> None:
     """Put together of kept features, a video is to the model what its frames are."""
     read: list[MixedPrecisionSequence] = []
-    generate = niah.generate_answer
+    generate = niah.answer
 
     def watched(model, processor, prompt, sequence, *options) -> str:
         read.append(sequence)
         return generate(model, processor, prompt, sequence, *options)
 
-    monkeypatch.setattr(niah, "generate_answer", watched)
+    monkeypatch.setattr(niah, "answer", watched)
     cell = Cell(150, 0.3, family, questions=2)
     predictions = list(examiner.predictions(cell))
     model, processor = examiner.model, examiner.processor
@@ -172,7 +167,7 @@ def seeing(examiner: Examiner, monkeypatch: pytest.MonkeyPatch) -> Examiner:
     monkeypatch.setattr(examiner.processor, "selector_query", lambda questions: {"question": questions[0]})
     monkeypatch.setattr(examiner.model, "embed_query", eyes.query)
     monkeypatch.setattr(examiner.model.config, "fill", "none")
-    monkeypatch.setattr(niah, "generate_answer", lambda *_: " Red\n")
+    monkeypatch.setattr(niah, "answer", lambda *_: " Red\n")
     return examiner
 
 
@@ -275,7 +270,7 @@ def test_another_models_encoder_is_refused(examiner: Examiner) -> None:
     other = ViLaMPForConditionalGeneration(ViLaMPConfig.tiny())
     with pytest.raises(ValueError, match="needs TinyWorld's encoder, the model has a clip; try cases"):
         Examiner(other, examiner.processor, pool=POOL)
-    two = ViLaMPForConditionalGeneration(ViLaMPConfig.miniature())
+    two = ViLaMPForConditionalGeneration(miniature_config())
     with pytest.raises(ValueError, match=r"vision_tower and selector\.vision must be the same"):
         Examiner(two, examiner.processor, pool=POOL)
 
@@ -353,14 +348,14 @@ def test_only_what_is_missing_is_run(
     assert asked == [CELLS[2]]
     assert predictions_of(again) == predictions_of(evaluation)
     # With nothing to do not even the model is loaded.
-    monkeypatch.setattr(niah, "load_checkpoint", None)
+    monkeypatch.setattr("vilamp_lite.evaluation.runs.load_checkpoint", None)
     assert evaluate_cells(miniature, CELLS[::-1], seed=3, pool=POOL, out=out).results == again.results[::-1]
 
 
 def test_an_interrupted_run_goes_on(
     finished: tuple[Evaluation, Path], miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generate, calls = niah.generate_answer, []
+    generate, calls = niah.answer, []
 
     def interrupted(*arguments) -> str:
         calls.append(arguments)
@@ -368,7 +363,7 @@ def test_an_interrupted_run_goes_on(
             raise KeyboardInterrupt
         return generate(*arguments)
 
-    monkeypatch.setattr(niah, "generate_answer", interrupted)
+    monkeypatch.setattr(niah, "answer", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate_cells(miniature, CELLS, seed=3, pool=POOL, out=tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == [CELLS[0].file_name]

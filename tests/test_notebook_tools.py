@@ -11,9 +11,15 @@ import nbformat
 import pytest
 import torch
 
-from vilamp_lite.metrics import record
-from vilamp_lite.notebook import show_widget
-from vilamp_lite.reproduce import check_parameters, find_notebook, parameters_of, parse_parameters, run_notebook
+from vilamp_lite.notebook.metrics import record
+from vilamp_lite.notebook.reproduce import (
+    check_parameters,
+    find_notebook,
+    parameters_of,
+    parse_parameters,
+    run_notebook,
+)
+from vilamp_lite.notebook.widgets import show_widget
 
 
 def write_notebook(path: Path, *sources: str) -> Path:
@@ -30,7 +36,7 @@ def test_a_run_leaves_everything_behind(tmp_path: Path) -> None:
     notebook = write_notebook(
         tmp_path / "draw.ipynb",
         "size: int = 1  # how large\nname: str = 'x'  # whose\nseed: int = 5  # of nothing",
-        "from vilamp_lite.metrics import record\nrecord(area=size**2, third=size / 3)",
+        "from vilamp_lite.notebook.metrics import record\nrecord(area=size**2, third=size / 3)",
         "print('size is', size)",
         drawing,
     )
@@ -73,7 +79,7 @@ def test_a_notebook_has_a_time_limit(tmp_path: Path) -> None:
 
 
 def test_a_metric_recorded_twice_is_an_error(tmp_path: Path) -> None:
-    code = "from vilamp_lite.metrics import record\nrecord(share=0.5)"
+    code = "from vilamp_lite.notebook.metrics import record\nrecord(share=0.5)"
     run = run_notebook(write_notebook(tmp_path / "twice.ipynb", "n: int = 0  # of nothing", code, code), tmp_path)
     assert run.error == "cell last-cell records the metric share once more: give it a name of its own"
 
@@ -127,7 +133,7 @@ def test_notebooks_are_found_by_their_number() -> None:
 
 
 def vilamp(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vilamp_lite.cli", "reproduce", *map(str, arguments)]
+    command = [sys.executable, "-m", "vilamp_lite", "reproduce", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -185,6 +191,6 @@ def test_interactive_widgets_follow_their_controls(monkeypatch: pytest.MonkeyPat
 
 
 def test_progress_bars_are_silent_off_a_terminal() -> None:
-    code = "from vilamp_lite.progress import progress_bar\nwith progress_bar(3, 'frames', 'work') as bar: bar.update(3)"
+    code = "from vilamp_lite.common import progress_bar\nwith progress_bar(3, 'frames', 'work') as bar: bar.update(3)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == run.stderr == ""

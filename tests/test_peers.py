@@ -7,15 +7,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vilamp_lite.configuration import ViLaMPConfig
+from vilamp_lite.baselines.peers import PEERS, merge_similar, peer_tokens, sampled_frames
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
-from vilamp_lite.peers import PEERS, merge_similar, peer_tokens, sampled_frames
+from vilamp_lite.tinyworld.miniature import miniature_config
 
 
 @pytest.fixture(scope="module")
 def model() -> ViLaMPForConditionalGeneration:
     torch.manual_seed(0)
-    return ViLaMPForConditionalGeneration(ViLaMPConfig.miniature()).eval()
+    return ViLaMPForConditionalGeneration(miniature_config()).eval()
 
 
 @pytest.mark.parametrize("peer", PEERS)

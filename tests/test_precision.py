@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_models import tiny_inputs, tiny_model
 
+from vilamp_lite.common.precision import full_precision
 from vilamp_lite.encoders import load_encoder
-from vilamp_lite.precision import full_precision
 
 CPU = torch.device("cpu")
 

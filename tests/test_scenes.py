@@ -1,4 +1,4 @@
-"""Scene labels, ranks, hits and coverage."""
+"""PhotoScene labels, ranks, hits and coverage."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vilamp_lite.evaluation.scenes import (
-    Scene,
+    PhotoScene,
     coverage,
     hit_at,
     load_scenes,
@@ -17,9 +17,9 @@ from vilamp_lite.evaluation.scenes import (
 )
 
 SCENES = [
-    Scene("cat", "A cat", 0.0, 5.5, ("a cat", "where is it?")),
-    Scene("rocket", "A rocket", 5.5, 9.0, ("a rocket",)),
-    Scene("cat", "The cat again", 9.0, 12.0, ("a cat", "whiskers")),
+    PhotoScene("cat", "A cat", 0.0, 5.5, ("a cat", "where is it?")),
+    PhotoScene("rocket", "A rocket", 5.5, 9.0, ("a rocket",)),
+    PhotoScene("cat", "The cat again", 9.0, 12.0, ("a cat", "whiskers")),
 ]
 PHOTOS = np.array(["cat", "cat", "rocket", "cat", "moon"])
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vilamp_lite import stamp
-from vilamp_lite.stamp import make_stamp, short_commit
+from vilamp_lite.common import stamp
+from vilamp_lite.common.stamp import make_stamp, short_commit
 
 
 @pytest.fixture

@@ -14,28 +14,20 @@ from tiny_models import tiny_model
 from video_files import write_video
 
 from benchmarks.end_to_end import hold_all, stream
+from figures.make_streaming import main, time_exponents
 from vilamp_lite.checkpoints import load_checkpoint, load_processor
+from vilamp_lite.common.fingerprints import weights_fingerprint
 from vilamp_lite.configuration import ViLaMPConfig
-from vilamp_lite.evaluation.preflight import preflight
-from vilamp_lite.evaluation.results import weights_fingerprint
-from vilamp_lite.evaluation.streaming import (
-    ANSWER_STAGES,
-    STORE_STAGES,
-    VIDEO_STAGES,
-    Stopwatch,
-    all_at_once_memory,
-    main,
-    measured_answer,
-    result_of,
-    results_table,
-    shortened,
-    time_exponents,
-)
-from vilamp_lite.feature_store import FRAMES_PER_SHARD, FeatureStore
+from vilamp_lite.costs.room import preflight
+from vilamp_lite.costs.vilamp import all_at_once_memory
+from vilamp_lite.evaluation.report import results_table
+from vilamp_lite.evaluation.results import result_of, shortened
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
-from vilamp_lite.tinyworld.long_video import long_video
-from vilamp_lite.video import stream_frames
+from vilamp_lite.streaming.feature_store import FRAMES_PER_SHARD, FeatureStore
+from vilamp_lite.streaming.measured import ANSWER_STAGES, STORE_STAGES, VIDEO_STAGES, Stopwatch, measured_answer
+from vilamp_lite.tinyworld.long_videos import long_video
+from vilamp_lite.video.source import stream_frames
 
 QUERY = "Where is the cat?"
 FRAMES = 45

@@ -13,13 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy.stats import binom
 
+from figures.make_results import RECORDED, main, record, training_study
+from vilamp_lite.baselines.peers import PEERS
 from vilamp_lite.checkpoints import load_checkpoint, load_processor
 from vilamp_lite.evaluation import niah, studies
 from vilamp_lite.evaluation.attention import answer_attention, attention_study, share_needed
 from vilamp_lite.evaluation.niah import Cell, CellResult, Examiner, cell_haystacks
-from vilamp_lite.evaluation.recorded import RECORDED, load_result, main, record, training_study
 from vilamp_lite.evaluation.report import difference_text, find, not_best, pooled, share_text, verdict
-from vilamp_lite.evaluation.results import Prediction
+from vilamp_lite.evaluation.results import Prediction, load_result
 from vilamp_lite.evaluation.scoring import paired_difference_interval, wilson_interval
 from vilamp_lite.evaluation.studies import (
     ALL,
@@ -35,7 +36,6 @@ from vilamp_lite.evaluation.studies import (
     sensitivity_study,
 )
 from vilamp_lite.modeling import TokenKind
-from vilamp_lite.peers import PEERS
 from vilamp_lite.tinyworld.questions import FAMILIES
 
 EXAM = Exam((64, 80), (0.0, 1.0), ("attribute", "two needles"), questions=3, seed=3, pool=30)
@@ -308,7 +308,7 @@ SHORT = Exam((64,), (0.5,), ("attribute",), questions=2, seed=3, pool=30)
 
 
 def test_a_study_goes_on_where_it_stopped(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    generate, calls = niah.generate_answer, []
+    generate, calls = niah.answer, []
 
     def interrupted(*arguments) -> str:
         calls.append(arguments)
@@ -316,7 +316,7 @@ def test_a_study_goes_on_where_it_stopped(miniature: Path, tmp_path: Path, monke
             raise KeyboardInterrupt
         return generate(*arguments)
 
-    monkeypatch.setattr(niah, "generate_answer", interrupted)
+    monkeypatch.setattr(niah, "answer", interrupted)
     settings = {"keyframes": (2, 4), "out": tmp_path}
     with pytest.raises(KeyboardInterrupt):
         keyframes_study(miniature, SHORT, **settings)

@@ -17,9 +17,9 @@ import yaml
 from dask.distributed import LocalCluster
 from filelock import FileLock
 
-from vilamp_lite.plots import sweep_curves, sweep_heat_map
-from vilamp_lite.stamp import ROOT
-from vilamp_lite.sweep import load_sweep, run_sweep
+from vilamp_lite.common.stamp import ROOT
+from vilamp_lite.notebook.sweep import load_sweep, run_sweep
+from vilamp_lite.plots.studies import sweep_curves, sweep_heat_map
 
 PARAMETERS = """\
 a: int = 1  # a factor
@@ -32,7 +32,7 @@ pause: float = 0.0  # seconds of work
 WORK = """\
 import os, time
 from pathlib import Path
-from vilamp_lite.metrics import record
+from vilamp_lite.notebook.metrics import record
 with Path(log).open("a") as file:  # a line this short is appended whole
     file.write(f"{a} {b} {os.getppid()}\\n")
 time.sleep(pause)
@@ -68,7 +68,7 @@ def test_nothing_is_lost_or_doubled_when_a_worker_and_the_client_are_killed(note
     log, out = tmp_path / "log.txt", tmp_path / "out"
     grid = {"a": [1, 2, 3, 4, 5, 6], "b": [0.25, 0.5, 0.75, 1.0]}
     file = write_sweep(notebook, parameters=grid, fixed={"log": str(log), "pause": 0.2})
-    command = [sys.executable, "-m", "vilamp_lite.cli", "sweep", str(file), "--out", str(out), "--workers", "2"]
+    command = [sys.executable, "-m", "vilamp_lite", "sweep", str(file), "--out", str(out), "--workers", "2"]
 
     def records() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in out.glob("cells/*/result.json")}

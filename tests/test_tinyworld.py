@@ -12,7 +12,7 @@ import pytest
 from vilamp_lite.tinyworld.haystack import hide, save
 from vilamp_lite.tinyworld.questions import FAMILIES, random_scene, sample_questions, scene_seed
 from vilamp_lite.tinyworld.render import COLORS, FORMAT_TAG, SHAPES, Scene, Thing, render, render_scene, write_video
-from vilamp_lite.video import stream_frames
+from vilamp_lite.video.source import stream_frames
 
 CHANCE = {"attribute": 1 / 8, "companion": 1 / 9, "roll call": 1 / 8, "two needles": 1 / 28, "two companions": 1 / 36}
 

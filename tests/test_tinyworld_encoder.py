@@ -12,12 +12,9 @@ from transformers import AutoConfig, AutoModel
 from video_files import write_video as write_numbers
 
 from vilamp_lite import tinyworld
-from vilamp_lite.configuration import ViLaMPConfig
+from vilamp_lite.common.progress import loading_quietly
 from vilamp_lite.encoders import load_encoder
 from vilamp_lite.keyframes import select_keyframes
-from vilamp_lite.miniature import assemble
-from vilamp_lite.progress import loading_quietly
-from vilamp_lite.tasks import caption_texts, miniature_processor
 from vilamp_lite.tinyworld import bank as bank_module
 from vilamp_lite.tinyworld.bank import bank_scenes, build_bank, encode_scenes, fingerprint, tinyworld_pixels
 from vilamp_lite.tinyworld.encoder import (
@@ -28,8 +25,11 @@ from vilamp_lite.tinyworld.encoder import (
     vocabulary,
 )
 from vilamp_lite.tinyworld.haystack import hide
+from vilamp_lite.tinyworld.miniature import miniature_config, miniature_processor
 from vilamp_lite.tinyworld.questions import FAMILIES, pair_scene, random_scene, sample_questions
 from vilamp_lite.tinyworld.render import COLORS, SHAPES, is_tinyworld, render, render_scene, write_video
+from vilamp_lite.training.contrastive import caption_texts
+from vilamp_lite.training.miniature import assemble
 
 QUESTIONS = [family.text.format(shape=shape) for family in FAMILIES.values() for shape in SHAPES]
 ANSWERS = sorted({answer for family in FAMILIES.values() for shape in SHAPES for answer in family.options(shape)})
@@ -162,7 +162,7 @@ def test_prompts_and_answers_go_through_the_tokenizer() -> None:
         reply = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         assert processor.batch_decode(torch.tensor([reply])) == [answer]
         require_known_words(answer)
-    language = ViLaMPConfig.miniature().text_config
+    language = miniature_config().text_config
     special = (language.pad_token_id, language.bos_token_id, language.eos_token_id)
     assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == special
     assert language.vocab_size == len(vocabulary())

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
-from vilamp_lite import training
-from vilamp_lite.files import alone_in
-from vilamp_lite.training import Stage, Task, make_accelerator, run_stage, smoothed
+from vilamp_lite.common.files import alone_in
+from vilamp_lite.training import loop as training
+from vilamp_lite.training.loop import Stage, Task, make_accelerator, run_stage, smoothed
 
 os.environ["ACCELERATE_USE_CPU"] = "true"  # where numbers repeat to the bit
 
@@ -201,7 +201,7 @@ def test_a_run_after_kill_9_equals_the_whole(
 ) -> None:
     # Its processes come from a fresh one that has imported already: quick, and free of this one's threads.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vilamp_lite.training", "torch._dynamo"])
+    context.set_forkserver_preload(["vilamp_lite.training.loop", "torch._dynamo"])
     process = context.Process(target=train_until_killed, args=(tmp_path, moment))
     process.start()
     process.join()

@@ -29,8 +29,9 @@ from video_files import (
     write_video,
 )
 
-from vilamp_lite.ahead import made_ahead
-from vilamp_lite.video import FrameStream, VideoError, _nearest, frames_at, probe, stream_frames
+from vilamp_lite.video.ahead import made_ahead
+from vilamp_lite.video.source import FrameStream, frames_at, probe, stream_frames
+from vilamp_lite.video.timeline import VideoError, _nearest
 
 try:
     import decord
@@ -532,7 +533,7 @@ def test_numpy_numbers_are_numbers(clips):
 
 MEMORY = """
 import resource, sys
-from vilamp_lite.video import stream_frames
+from vilamp_lite.video.source import stream_frames
 count = sum(len(batch.frames) for batch in stream_frames(sys.argv[1], fps=float(sys.argv[2]), backend="pyav"))
 print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vilamp_lite.baselines.mergers import QFormerMerger
 from vilamp_lite.configuration import ViLaMPConfig
-from vilamp_lite.merging import QFormerMerger
-from vilamp_lite.miniature import save_miniature
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
+from vilamp_lite.tinyworld.miniature import miniature_config
+from vilamp_lite.training.miniature import save_miniature
 
 GOLDEN = Path(__file__).parent / "golden"
 OFFICIAL = GOLDEN / "official_tiny"
@@ -31,7 +32,7 @@ def tiny_model(seed: int = 0, **changes: object) -> ViLaMPForConditionalGenerati
 def save_random_miniature(folder: Path) -> None:
     """A random miniature with its Q-Former, as `vilamp train` lays them out; its gaps are filled, see `tiny_model`."""
     torch.manual_seed(0)
-    model = ViLaMPForConditionalGeneration(ViLaMPConfig.miniature(fill="gaps"))
+    model = ViLaMPForConditionalGeneration(miniature_config(fill="gaps"))
     model.vision_tower.load_state_dict(model.selector.vision.state_dict())
     save_miniature(model, QFormerMerger(96, 96), folder)
 

@@ -15,7 +15,8 @@ import av
 import numpy as np
 import pytest
 
-from vilamp_lite.video import VideoError, stream_frames
+from vilamp_lite.video.source import stream_frames
+from vilamp_lite.video.timeline import VideoError
 
 HEIGHT, WIDTH = 128, 192  # 4 rows of 6 blocks
 ROWS, COLUMNS, BITS = 4, 6, 12

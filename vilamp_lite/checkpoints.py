@@ -3,43 +3,28 @@
 Weights are read from safetensors only, and no code from a checkpoint is run.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModel,
     GenerationConfig,
     LlavaOnevisionForConditionalGeneration,
     PreTrainedModel,
-    Qwen2Config,
 )
 
-from vilamp_lite.configuration import CLIP_VIT_B_32, SIGLIP_SO400M, ViLaMPConfig
+import vilamp_lite.tinyworld.encoder  # noqa: F401  its kind of model, for transformers
+from vilamp_lite.common.hub import loaded, read_json, read_safetensors
+from vilamp_lite.common.progress import loading_quietly
+from vilamp_lite.configuration import ViLaMPConfig, refuse_temperature
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration, differential_merger
 from vilamp_lite.processing import SELECTOR_FOLDER, ViLaMPProcessor, holds_tokenizer
-from vilamp_lite.progress import loading_quietly
+from vilamp_lite.released import RELEASED_NAMES, released_config, selector_folders
 
-# The authors' parameter names, by their beginnings, and ours.
-_RELEASED_NAMES = {
-    "model.frame_selector.model.": "selector.",
-    "model.vision_tower.vision_tower.vision_model.": "vision_tower.",
-    "model.composer_projector.tau": "merger.temperature",
-    "model.composer_projector.linear_q.": "merger.query_map.",
-    "model.composer_projector.linear_iq.": "merger.relevance_map.",
-    "model.composer_projector.linear_k.": "merger.reference_map.",
-    "model.composer_projector.linear_ik.": "merger.redundancy_map.",
-    "model.mm_projector.": "keyframe_connector.",
-    "model.image_newline": "video_newline",
-    "model.": "language_model.model.",
-    "lm_head.": "language_model.lm_head.",
-}
 _ONEVISION_NAMES = {
     "model.vision_tower.vision_model.": "vision_tower.",
     "model.vision_tower.": "vision_tower.",
@@ -49,21 +34,10 @@ _ONEVISION_NAMES = {
     "model.language_model.": "language_model.model.",
     "lm_head.": "language_model.lm_head.",
 }
+
+
 # Not weights: old versions of transformers stored what follows from the configuration.
 _BUFFERS = (".rotary_emb.inv_freq", ".position_ids")
-# What the released code can be configured to and this project reproduces.
-_REPRODUCED = {
-    "model_type": ("llava_qwen",),
-    "composer_type": ("sig_pooling",),
-    "frame_selector_type": ("SeqFrameSelector",),
-    "mm_projector_type": ("mlp2x_gelu",),
-    "mm_spatial_pool_mode": ("bilinear",),
-    "mm_spatial_pool_stride": (2,),
-    "mm_vision_select_layer": (-2,),
-    "mm_vision_select_feature": ("patch",),
-}
-# The released code sets rope_scaling to None whatever the file says, so it is not read.
-_LANGUAGE_FIELDS = {field.name for field in fields(Qwen2Config)} - {"dtype", "architectures"} | {"rope_theta"}
 
 
 def load_checkpoint(
@@ -105,8 +79,8 @@ def load_config(path: str | PathLike[str], **changes: Any) -> ViLaMPConfig:
             f"{path} holds a {_kind(path)}; read here are 'vilamp' and the authors' 'llava_qwen' "
             "(from_llava_onevision turns a LLaVA-OneVision into a ViLaMP)"
         )
-    _refuse_temperature(changes)
-    return ViLaMPConfig.from_dict(_loaded(ViLaMPConfig, path).to_dict() | changes)
+    refuse_temperature(changes)
+    return ViLaMPConfig.from_dict(loaded(ViLaMPConfig, path).to_dict() | changes)
 
 
 def load_processor(
@@ -129,7 +103,7 @@ def load_processor(
     """
     path = Path(path)
     if selector_tokenizer is None and not (path / SELECTOR_FOLDER).is_dir():
-        folders = _selector_folders(path, _read_json(path / "config.json"))
+        folders = selector_folders(path, read_json(path / "config.json"))
         selector_tokenizer = next((folder for folder in folders if holds_tokenizer(folder)), None)
     return ViLaMPProcessor.from_pretrained(path, config, tokenizer=tokenizer, selector_tokenizer=selector_tokenizer)
 
@@ -158,40 +132,11 @@ def load_released_checkpoint(
     path = Path(path)
     config = released_config(path, **changes)
     stored = read_safetensors(path)
-    weights = {
-        _renamed(name, _RELEASED_NAMES): tensor for name, tensor in stored.items() if not name.endswith(_BUFFERS)
-    }
+    weights = {_renamed(name, RELEASED_NAMES): tensor for name, tensor in stored.items() if not name.endswith(_BUFFERS)}
     model = _assembled(config, weights, path, dtype)
     if (path / "generation_config.json").is_file():
-        model.generation_config = _loaded(GenerationConfig, path)
+        model.generation_config = loaded(GenerationConfig, path)
     return model
-
-
-def released_config(path: str | PathLike[str], **changes: Any) -> ViLaMPConfig:
-    """Read the configuration of a checkpoint in the authors' format (see `load_released_checkpoint`).
-
-    Raises:
-        ValueError: not such a directory, or a setting of the released code that is not reproduced here.
-    """
-    path = Path(path)
-    theirs = _read_json(path / "config.json")
-    for name, known in _REPRODUCED.items():
-        if name in theirs and theirs[name] not in known:
-            raise ValueError(f"{path}/config.json: {name} is {theirs[name]!r}; reproduced here is {known[0]!r} only")
-    if "composer_type" not in theirs:
-        # Their default is another composer, which has no differential merge.
-        raise ValueError(f"{path}/config.json names no composer_type; reproduced here is 'sig_pooling' only")
-    language = {name: value for name, value in theirs.items() if name in _LANGUAGE_FIELDS}
-    _refuse_temperature(changes)
-    released = {
-        "text_config": {"model_type": "qwen2"} | language,
-        "vision_config": _vision_config(path),
-        "selector_config": _selector_config(path, theirs),
-        "max_keyframes": theirs.get("max_frame_num", 32),
-        "similarity_threshold": theirs.get("f2f_thrd", 0.85),
-        "relevance_threshold": theirs.get("f2t_thrd", 0.2),
-    }
-    return ViLaMPConfig.released(**released | changes)
 
 
 def from_llava_onevision(
@@ -221,7 +166,7 @@ def from_llava_onevision(
     Raises:
         ValueError: a checkpoint that can't be loaded or has another layout, or a change that can't start neutral.
     """
-    if (kind := _loaded(AutoConfig, path).model_type) != "llava_onevision":
+    if (kind := loaded(AutoConfig, path).model_type) != "llava_onevision":
         raise ValueError(f"{path} must hold a LLaVA-OneVision, got a {kind}")
     theirs = _pretrained(LlavaOnevisionForConditionalGeneration, path, dtype)
     chooser = _pretrained(AutoModel, selector, torch.float32)  # the model keeps its selector so, whatever its own type
@@ -256,69 +201,6 @@ def from_llava_onevision(
     model = _assembled(config, weights, path, dtype)
     model.generation_config = theirs.generation_config
     return model
-
-
-def read_safetensors(path: str | PathLike[str]) -> dict[str, torch.Tensor]:
-    """Read all weights of a directory: model.safetensors, or the shards that its index names.
-
-    Raises:
-        ValueError: there are none, one is missing or damaged, or a shard lacks a tensor of the index.
-    """
-    path = Path(path)
-    index = path / "model.safetensors.index.json"
-    weight_map: Mapping[str, str] | None = _read_json(index).get("weight_map", {}) if index.is_file() else None
-    if weight_map is not None and not weight_map:
-        raise ValueError(f"{index} names no weights; copy or download it again")
-    files = sorted(set(weight_map.values())) if weight_map else ["model.safetensors"]
-    weights: dict[str, torch.Tensor] = {}
-    for name in files:
-        file = path / name
-        if not file.is_file():
-            raise ValueError(f"{path} lacks {name}; weights are read from safetensors only")
-        try:
-            with safe_open(file, framework="pt") as stored:
-                weights |= {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{file} is damaged ({error}); copy or download it again") from error
-    absent = sorted(set(weight_map or ()) - set(weights))
-    if absent:
-        raise ValueError(f"{path}: the shards lack {', '.join(absent)}, which the index names")
-    return weights
-
-
-def _vision_config(path: Path) -> dict[str, Any]:
-    """The vision tower as the released code uses it: without its last layer and its head."""
-    file = path / "siglip-config.json"
-    if not file.is_file():
-        return SIGLIP_SO400M
-    theirs = _read_json(file)
-    theirs = theirs.get("vision_config", theirs)
-    return {
-        **theirs,
-        "model_type": "siglip_vision_model",
-        "num_hidden_layers": theirs.get("num_hidden_layers", 27) - 1,
-        "vision_use_head": False,
-    }
-
-
-def _selector_config(path: Path, theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """CLIP's configuration, inside the checkpoint or on this machine; ViT-B/32 where there is none."""
-    for folder in _selector_folders(path, theirs):
-        if (folder / "config.json").is_file():
-            return _loaded(AutoConfig, folder).to_dict()
-    return CLIP_VIT_B_32
-
-
-def _selector_folders(path: Path, theirs: Mapping[str, Any]) -> list[Path]:
-    """Where CLIP's files may lie: inside the checkpoint, by config.json's path or its last part, or on this machine."""
-    named = theirs.get("clip_model_path")
-    return [path / named, path / Path(named).name, Path(named)] if named else []
-
-
-def _refuse_temperature(changes: Mapping[str, Any]) -> None:
-    """A field that only says where a learned number started; changing it would change nothing."""
-    if "temperature" in changes:
-        raise ValueError("a checkpoint's temperature is learned: set `model.merger.temperature` after loading")
 
 
 def _renamed(name: str, names: Mapping[str, str]) -> str:
@@ -362,7 +244,7 @@ def _pretrained(
 ) -> PreTrainedModel:
     """Load a model in transformers' format whose weights are complete."""
     options |= {"dtype": dtype or "auto", "use_safetensors": True, "output_loading_info": True}
-    model, report = _loaded(model_class, path, **options)
+    model, report = loaded(model_class, path, **options)
     # Transformers fills what is missing at random, and only logs it.
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
     problems = [
@@ -373,26 +255,5 @@ def _pretrained(
     return model
 
 
-def _loaded(any_class: Any, path: str | PathLike[str], **options: Any) -> Any:
-    """Load something in transformers' format; whatever goes wrong, name the checkpoint."""
-    try:
-        with loading_quietly():
-            return any_class.from_pretrained(path, trust_remote_code=False, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"can't load {path} as {any_class.__name__} ({error})") from error
-
-
 def _kind(path: str | PathLike[str]) -> str | None:
-    return _read_json(Path(path) / "config.json").get("model_type")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ValueError(f"{file.parent} is not a checkpoint: there is no {file.name} in it")
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}); copy or download it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold a JSON object, got a {type(content).__name__}; copy or download it again")
-    return content
+    return read_json(Path(path) / "config.json").get("model_type")

@@ -4,13 +4,13 @@
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from vilamp_lite.checks import choice, describe, finite_number, positive_int
-from vilamp_lite.tinyworld.encoder import vocabulary
+from vilamp_lite.common.checks import choice, describe, finite_number, positive_int
 
 # The published models' own configurations. SigLIP's last layer of 27 is dropped, and with it its pooling head.
 SIGLIP_SO400M = {
@@ -23,7 +23,11 @@ SIGLIP_SO400M = {
     "patch_size": 14,
     "vision_use_head": False,
 }
+
+
 CLIP_VIT_B_32 = {"model_type": "clip", "projection_dim": 512}
+
+
 QWEN2_7B = {
     "model_type": "qwen2",
     "vocab_size": 152064,
@@ -39,6 +43,7 @@ QWEN2_7B = {
     "eos_token_id": 151645,
 }
 
+
 _CHOICES = {
     "fill": ("none", "gaps"),
     "merge_relevance": ("mapped", "raw"),
@@ -48,6 +53,8 @@ _CHOICES = {
     "reference": ("preceding", "released"),
     "before_first": ("first", "self"),
 }
+
+
 _PLAIN = {
     "merge_before_projection": bool,
     "video_newline": bool,
@@ -57,12 +64,16 @@ _PLAIN = {
     "projector_hidden_act": str,
     "video_token_id": int,
 }
+
+
 # What this project reads of each model.
 _NEEDED = {
     "vision_config": ("image_size", "patch_size", "hidden_size"),
     "text_config": ("hidden_size", "vocab_size"),
     "selector_config": ("text_config", "vision_config"),
 }
+
+
 # What transformers itself passes to a configuration; anything else that is not a field is a slip of the pen.
 _HOUSEKEEPING = {
     "_name_or_path",
@@ -272,40 +283,6 @@ class ViLaMPConfig(PreTrainedConfig):
         }
         return cls(**tiny | changes)
 
-    @classmethod
-    def miniature(cls, **changes: Any) -> "ViLaMPConfig":
-        """TinyWorld's model, which `vilamp train --preset miniature` trains: 16 patches, K = 4, 3 layers of width 128.
-
-        Against `paper()` it adds the keyframe block, the scaled attention logits and the interpolated positions, keeps
-        all of a keyframe's patches, starts the merge's temperature at 0.07, and has a Qwen3 for its language model.
-
-        Args:
-            changes: fields to set otherwise.
-
-        Raises:
-            ValueError: as the class.
-        """
-        words = len(vocabulary())
-        miniature = {
-            "vision_config": {"model_type": "tinyworld_vision"},
-            "selector_config": {"model_type": "tinyworld", "text_config": {"vocab_size": words}},
-            "text_config": QWEN2_7B
-            | {"vocab_size": words, "hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 3}
-            | {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 131072}
-            | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e9}, "tie_word_embeddings": True}
-            # Qwen3 normalises queries and keys, and weights start larger than in wide models: both learn several times
-            # sooner at this size to look up the thing that a question names.
-            | {"model_type": "qwen3", "head_dim": 32, "initializer_range": 0.08}
-            | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
-            "max_keyframes": 4,
-            "temperature": 0.07,
-            "keyframe_pooling": "none",
-            "keyframe_block": True,
-            "attention_log_base": 48,
-            "video_positions": 64,
-        }
-        return cls(**miniature | changes)
-
     @property
     def num_patches(self) -> int:
         """M, the patches that the vision tower makes of a frame."""
@@ -374,6 +351,12 @@ class ViLaMPConfig(PreTrainedConfig):
             f"({keyframes:,} keyframes of {self.tokens_per_keyframe}, {num_frames - keyframes:,} other frames), "
             f"{prompt_tokens:,} of the prompt, {new_tokens:,} of the answer; lower {remedy}"
         )
+
+
+def refuse_temperature(changes: Mapping[str, Any]) -> None:
+    """A field that only says where a learned number started; changing it would change nothing."""
+    if "temperature" in changes:
+        raise ValueError("a checkpoint's temperature is learned: set `model.merger.temperature` after loading")
 
 
 AutoConfig.register("vilamp", ViLaMPConfig)

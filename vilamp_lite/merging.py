@@ -16,13 +16,24 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vilamp_lite.checks import ArrayLike, choice, describe, finite_number, float_tensor, positive_int, require_finite
-from vilamp_lite.precision import full_precision
+from vilamp_lite.common.checks import (
+    ArrayLike,
+    choice,
+    describe,
+    finite_number,
+    float_tensor,
+    positive_int,
+    require_finite,
+)
+from vilamp_lite.common.precision import full_precision
 
 # A cosine's denominator is held above this, so that a zero vector has cosine 0 with everything.
 _EPS = 1e-8
+
+
 # With patches of norm 100 and a temperature of 0.01, scores then differ by about 1e-3 before the softmax.
 _NEUTRAL_STD = 1e-7
+
 
 Merger = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
@@ -52,11 +63,11 @@ def differential_merge(
     Raises:
         ValueError: NaN or infinity, wrong rank or size, or α not above 0.
     """
-    patches, reference, query = _check_inputs(patches, reference, query, same_size=True)
+    patches, reference, query = check_merge_inputs(patches, reference, query, same_size=True)
     redundancy_weight = finite_number("redundancy_weight", redundancy_weight)
     temperature = finite_number("temperature", temperature, above=0)
-    score = _cosine(patches, _unit(query)) - redundancy_weight * _cosine(patches, _unit(reference))
-    tokens, weights = _pool(patches, score / temperature)
+    score = cosine_with_unit(patches, unit(query)) - redundancy_weight * cosine_with_unit(patches, unit(reference))
+    tokens, weights = weighted_sum(patches, score / temperature)
     require_finite(tokens, patches=patches, reference=reference, query=query)
     return tokens, weights
 
@@ -104,10 +115,10 @@ class DifferentialMerger(nn.Module):
             raise ValueError(f"raw relevance needs query_size equal to hidden_size, got {query_size} and {hidden_size}")
         mapped_redundancy = choice("redundancy", redundancy, ("mapped", "raw")) == "mapped"
         mapped_relevance = relevance == "mapped"
-        self.query_map = _linear(query_size, hidden_size) if mapped_relevance else nn.Identity()
-        self.relevance_map = _linear(hidden_size, hidden_size) if mapped_relevance else nn.Identity()
-        self.reference_map = _linear(hidden_size, hidden_size) if mapped_redundancy else nn.Identity()
-        self.redundancy_map = _linear(hidden_size, hidden_size) if mapped_redundancy else nn.Identity()
+        self.query_map = linear_map(query_size, hidden_size) if mapped_relevance else nn.Identity()
+        self.relevance_map = linear_map(hidden_size, hidden_size) if mapped_relevance else nn.Identity()
+        self.reference_map = linear_map(hidden_size, hidden_size) if mapped_redundancy else nn.Identity()
+        self.redundancy_map = linear_map(hidden_size, hidden_size) if mapped_redundancy else nn.Identity()
 
     @classmethod
     def from_released_weights(cls, weights: Mapping[str, torch.Tensor]) -> "DifferentialMerger":
@@ -176,14 +187,14 @@ class DifferentialMerger(nn.Module):
                 f"the merge's temperature α is {self.temperature.item():.3g}, but must be above 0: train with a lower "
                 "learning rate, or start from a larger α"
             )
-        return _unit(self.query_map(query))
+        return unit(self.query_map(query))
 
     def map_reference(self, reference: torch.Tensor) -> torch.Tensor:
         """Map a keyframe's patches [M, D] (or [B, M, D]) to unit vectors of the same shape; once per keyframe.
 
         Shapes are checked by `forward`, not here.
         """
-        return _unit(self.reference_map(reference))
+        return unit(self.reference_map(reference))
 
     def merge(
         self, patches: torch.Tensor, mapped_reference: torch.Tensor, mapped_query: torch.Tensor
@@ -196,10 +207,10 @@ class DifferentialMerger(nn.Module):
         Raises:
             ValueError: NaN or infinity in the inputs.
         """
-        relevance = _cosine(self.relevance_map(patches), mapped_query)
-        redundancy = _cosine(self.redundancy_map(patches), mapped_reference)
+        relevance = cosine_with_unit(self.relevance_map(patches), mapped_query)
+        redundancy = cosine_with_unit(self.redundancy_map(patches), mapped_reference)
         score = relevance - self.redundancy_weight * redundancy
-        tokens, weights = _pool(patches, score / self.temperature)
+        tokens, weights = weighted_sum(patches, score / self.temperature)
         require_finite(tokens, patches=patches, reference=mapped_reference, query=mapped_query)
         return tokens, weights
 
@@ -220,7 +231,7 @@ class DifferentialMerger(nn.Module):
             ValueError: NaN or infinity, or wrong rank or size.
         """
         sizes = {"query_size": self.query_size, "hidden_size": self.hidden_size}
-        patches, reference, query = _check_inputs(patches, reference, query, **sizes)
+        patches, reference, query = check_merge_inputs(patches, reference, query, **sizes)
         return self.merge(patches, self.map_reference(reference), self.map_query(query))
 
 
@@ -252,11 +263,11 @@ def merge_frames(
     """
     positive_int("chunk_size", chunk_size)
     patches = float_tensor("patches", patches, 3)
-    references = _frame_numbers("reference_of", reference_of, len(patches))
+    references = frame_numbers("reference_of", reference_of, len(patches))
     if len(references) != len(patches):
         raise ValueError(f"reference_of must name one frame for each of {len(patches)}, got {len(references)}")
     sizes = {"query_size": merger.query_size, "hidden_size": merger.hidden_size}
-    patches, _, query = _check_inputs(patches, patches[0], query, **sizes)
+    patches, _, query = check_merge_inputs(patches, patches[0], query, **sizes)
     mapped_query = merger.map_query(query)
     # Filled in place: small results kept between large temporaries would pin the allocator's memory.
     tokens = patches.new_empty(len(patches), patches.shape[2])
@@ -287,37 +298,13 @@ def preceding_keyframe(num_frames: int, keyframes: torch.Tensor, before_first: s
     Raises:
         ValueError: no keyframes, one outside the video, N < 1, or an unknown word.
     """
-    keyframes = _frame_numbers("keyframes", keyframes, positive_int("num_frames", num_frames)).sort().values
+    keyframes = frame_numbers("keyframes", keyframes, positive_int("num_frames", num_frames)).sort().values
     frames = torch.arange(num_frames, device=keyframes.device)
     position = torch.searchsorted(keyframes, frames, right=True) - 1
     preceding = keyframes[position.clamp(min=0)]
     if choice("before_first", before_first, ("first", "self")) == "self":
         preceding = torch.where(position < 0, frames, preceding)
     return preceding
-
-
-def released_reference(num_frames: int, keyframes: torch.Tensor, before_first: str = "self") -> torch.Tensor:
-    """Say what the released code compares each frame with: by a slip, the i-th keyframe's frames with frame i.
-
-    Frames from the i-th keyframe on (i = 0 … K − 1) are compared with the i-th frame of the video, not with the i-th
-    keyframe. The two agree only when the keyframes are the video's first frames.
-
-    Args:
-        num_frames: N.
-        keyframes: [K] int64 frame numbers, in any order.
-        before_first: what frames before the first keyframe are compared with: "self", themselves, as in the released
-            code, or "first", which the slip turns into frame 0.
-
-    Returns:
-        [N] int64 frame numbers.
-
-    Raises:
-        ValueError: as `preceding_keyframe`.
-    """
-    reference = preceding_keyframe(num_frames, keyframes, before_first)
-    ordered = torch.as_tensor(keyframes).long().sort().values
-    slipped = torch.searchsorted(ordered, reference)
-    return torch.where(torch.isin(reference, ordered), slipped, reference)
 
 
 def pool_patches(patches: torch.Tensor) -> torch.Tensor:
@@ -342,119 +329,21 @@ def pool_patches(patches: torch.Tensor) -> torch.Tensor:
     return pooled.flatten(2).transpose(1, 2)
 
 
-def mean_merge(
-    patches: torch.Tensor, reference: torch.Tensor, query: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Average a frame's patches [B, M, D], whatever the query and the keyframe (Table 2's mean pooling).
-
-    Raises:
-        ValueError: as `differential_merge`.
-    """
-    patches, reference, query = _check_inputs(patches, reference, query)
-    tokens, weights = _pool(patches, torch.zeros_like(patches[..., 0]))
-    require_finite(tokens, patches=patches)
-    return tokens, weights
-
-
-def max_relevance_merge(
-    patches: torch.Tensor, reference: torch.Tensor, query: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keep of each frame the one patch most like the query; the first of several. Query [D].
-
-    Raises:
-        ValueError: as `differential_merge`.
-    """
-    patches, reference, query = _check_inputs(patches, reference, query, same_size=True)
-    relevance = _cosine(patches, _unit(query))
-    weights = F.one_hot(relevance.argmax(dim=1), patches.shape[1]).to(patches.dtype)
-    tokens = torch.einsum("bm,bmd->bd", weights, patches)
-    require_finite(tokens, patches=patches, query=query)
-    return tokens, weights
-
-
-def drop_merge(
-    patches: torch.Tensor, reference: torch.Tensor, query: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keep nothing of the frames between keyframes: tokens [0, D] and weights [0, M].
-
-    Raises:
-        ValueError: as `differential_merge`.
-    """
-    patches, reference, query = _check_inputs(patches, reference, query)
-    require_finite(patches, patches=patches)
-    return patches.new_zeros(0, patches.shape[2]), patches.new_zeros(0, patches.shape[1])
-
-
-class QFormerMerger(nn.Module):
-    """One learned token attends to a frame's patches, conditioned on the query (Table 2's Q-Former baseline).
-
-    A single BLIP-2-style layer: cross-attention from (learned token + mapped query) to the patches, then an MLP, each
-    with a residual connection. The keyframe is not looked at.
-    """
-
-    def __init__(self, hidden_size: int, query_size: int, num_heads: int = 4) -> None:
-        """Build the layer for patches of `hidden_size` and queries of `query_size`.
-
-        Raises:
-            ValueError: a size below 1, or `hidden_size` not a multiple of `num_heads`.
-        """
-        super().__init__()
-        self.hidden_size = positive_int("hidden_size", hidden_size)
-        self.query_size = positive_int("query_size", query_size)
-        if hidden_size % positive_int("num_heads", num_heads):
-            raise ValueError(f"num_heads must divide hidden_size, got {num_heads} and {hidden_size}")
-        self.token = nn.Parameter(torch.randn(hidden_size) * 0.02)
-        self.query_map = _linear(query_size, hidden_size)
-        self.patch_norm = nn.LayerNorm(hidden_size)
-        self.attention = nn.MultiheadAttention(hidden_size, num_heads, batch_first=True)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(hidden_size),
-            nn.Linear(hidden_size, 4 * hidden_size),
-            nn.GELU(),
-            nn.Linear(4 * hidden_size, hidden_size),
-        )
-
-    def forward(
-        self, patches: torch.Tensor, reference: torch.Tensor, query: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Merge patches [B, M, D] under a query [query_size] into tokens [B, D]; weights are the mean attention [B, M].
-
-        Raises:
-            ValueError: NaN or infinity, or wrong rank or size.
-        """
-        sizes = {"query_size": self.query_size, "hidden_size": self.hidden_size}
-        patches, reference, query = _check_inputs(patches, reference, query, **sizes)
-        asked = (self.token + self.query_map(query)).expand(len(patches), 1, -1)
-        normed = self.patch_norm(patches)
-        attended, weights = self.attention(asked, normed, normed)
-        attended = attended + asked
-        tokens = (attended + self.mlp(attended))[:, 0]
-        require_finite(tokens, patches=patches, query=query)
-        return tokens, weights[:, 0]
-
-
-# The mergers without parameters; `DifferentialMerger` and `QFormerMerger` are built to size and called the same way.
-MERGERS: dict[str, Merger] = {
-    "differential": differential_merge,
-    "mean": mean_merge,
-    "max_relevance": max_relevance_merge,
-    "drop": drop_merge,
-}
-
-
-def _linear(inputs: int, outputs: int) -> nn.Linear:
+def linear_map(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that starts small and without a bias."""
     linear = nn.Linear(inputs, outputs)
     nn.init.normal_(linear.weight, std=0.02)
     nn.init.zeros_(linear.bias)
     return linear
 
 
-def _unit(vectors: torch.Tensor) -> torch.Tensor:
+def unit(vectors: torch.Tensor) -> torch.Tensor:
+    """Unit vectors along the last axis, in float32 or better."""
     with full_precision(vectors.device):
         return F.normalize(_precise(vectors), dim=-1, eps=_EPS)
 
 
-def _cosine(vectors: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
+def cosine_with_unit(vectors: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
     """Cosines over the last axis with unit vectors, without a normalised copy of the larger side."""
     with full_precision(vectors.device):
         vectors = _precise(vectors)
@@ -467,13 +356,13 @@ def _precise(vectors: torch.Tensor) -> torch.Tensor:
     return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
 
 
-def _pool(patches: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def weighted_sum(patches: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The softmax-weighted sum of each frame's patches, and the weights."""
     weights = logits.softmax(dim=-1).to(patches.dtype)
     return torch.einsum("bm,bmd->bd", weights, patches), weights
 
 
-def _check_inputs(
+def check_merge_inputs(
     patches: ArrayLike,
     reference: ArrayLike,
     query: ArrayLike,
@@ -505,7 +394,7 @@ def _check_inputs(
     return patches, reference, query
 
 
-def _frame_numbers(name: str, frames: torch.Tensor, num_frames: int) -> torch.Tensor:
+def frame_numbers(name: str, frames: torch.Tensor, num_frames: int) -> torch.Tensor:
     """Frame numbers [n] as int64, all inside the video."""
     try:
         frames = torch.as_tensor(frames)

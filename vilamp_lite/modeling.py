@@ -11,13 +11,12 @@ The model has no algorithm of its own: selection is in `keyframes.py`, merging i
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum, auto
 from os import PathLike
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,22 +35,21 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple
 
-from vilamp_lite.ahead import made_ahead
-from vilamp_lite.checks import describe, float_tensor
+from vilamp_lite.additions import KeyframeBlock
+from vilamp_lite.common.checks import describe, float_tensor
+from vilamp_lite.common.precision import full_precision
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.keyframes import KeyframeSelection, select_keyframes
-from vilamp_lite.merging import (
-    DifferentialMerger,
-    pool_patches,
-    preceding_keyframe,
-    released_reference,
-)
-from vilamp_lite.precision import full_precision
-from vilamp_lite.progress import progress_bar
-from vilamp_lite.video import FrameBatch, FrameStream, frames_at, stream_frames
+from vilamp_lite.merging import DifferentialMerger, pool_patches, preceding_keyframe
+from vilamp_lite.released import released_reference, straight_through_gate
+from vilamp_lite.streaming.encode import FrameProcessor, KeptRows, frames_at_once, prepared
+from vilamp_lite.video.source import frames_at, stream_frames
 
 TOKENS_AT_ONCE = 512  # of a prompt; their activations are all that the language model holds beside its cache
+
+
 _IGNORED = -100  # a label that does not count
+
 
 # The arguments of `forward` that bring videos.
 _VIDEO_INPUTS = (
@@ -62,15 +60,9 @@ _VIDEO_INPUTS = (
     "query_attention_mask",
     "video_num_frames",
 )
+
+
 _REFERENCES = {"preceding": preceding_keyframe, "released": released_reference}
-
-
-def frames_at_once(config: ViLaMPConfig) -> int:
-    """Frames that go through the towers together: 8, or 32 where a frame is 16 patches or fewer, as in the miniature.
-
-    Their activations are all that a tower holds.
-    """
-    return 8 if config.num_patches > 16 else 32
 
 
 class TokenKind(IntEnum):
@@ -142,22 +134,6 @@ class _Run(Enum):
     OWN_REFERENCE = auto()
 
 
-class FrameProcessor(Protocol):
-    """What `encode_video` needs of a processor; `ViLaMPProcessor` has it."""
-
-    def vision_pixels(self, frames: np.ndarray) -> torch.Tensor:
-        """Turn uint8 [B, H, W, 3] into the vision tower's pixels [B, 3, h, w]."""
-        ...
-
-    def selector_pixels(self, frames: np.ndarray) -> torch.Tensor:
-        """Turn uint8 [B, H, W, 3] into the selector's pixels [B, 3, h, w]."""
-        ...
-
-    def selector_query(self, queries: list[str]) -> dict[str, torch.Tensor]:
-        """Turn queries into `query_input_ids` and, where the selector takes one, `query_attention_mask`."""
-        ...
-
-
 class Connector(nn.Sequential):
     """A 2-layer MLP from the vision tower's space into the language model's (paper: MLP_k and MLP_n)."""
 
@@ -168,26 +144,6 @@ class Connector(nn.Sequential):
             nn.Linear(config.vision_config.hidden_size, hidden),
             ACT2FN[config.projector_hidden_act],
             nn.Linear(hidden, hidden),
-        )
-
-
-class KeyframeBlock(nn.TransformerEncoderLayer):
-    """Lets a keyframe's patches [B, M, D] see each other once, in both directions.
-
-    Not in the paper, see `ViLaMPConfig.keyframe_block`.
-    """
-
-    def __init__(self, config: ViLaMPConfig) -> None:
-        """Build it for the language model's width."""
-        text = config.text_config
-        super().__init__(
-            text.hidden_size,
-            text.num_attention_heads,
-            2 * text.hidden_size,
-            dropout=0.0,
-            activation="gelu",
-            batch_first=True,
-            norm_first=True,
         )
 
 
@@ -205,22 +161,6 @@ def differential_merger(config: ViLaMPConfig) -> DifferentialMerger:
         redundancy_weight=config.redundancy_weight,
         temperature=config.temperature,
     )
-
-
-def straight_through_gate(relevance: torch.Tensor) -> torch.Tensor:
-    """Make factors of exactly 1 with the gradient of softmax(relevance) (released code: `images *= probs`).
-
-    Multiplying the pixels by them changes nothing in the forward pass: (1 − p) + p rounds to 1 in every floating-point
-    type. In the backward pass it leads from the pixels to the selector, if that is trained.
-
-    Args:
-        relevance: [N] R_f, part of the selector's graph.
-
-    Returns:
-        [N] ones.
-    """
-    probabilities = relevance.softmax(dim=0)
-    return (1 - probabilities).detach() + probabilities
 
 
 class _LanguageGenerationConfig(GenerationConfig):
@@ -594,10 +534,10 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         query_embed = self.embed_query(**processor.selector_query([query]))[0]
 
         frame_embeds, timestamps = KeptRows(stream.num_frames), KeptRows(stream.num_frames)
-        for batch, pixels in _prepared(stream, "decode, select", processor.selector_pixels):
+        for batch, pixels in prepared(stream, "decode, select", processor.selector_pixels):
             frame_embeds.add(self.embed_frames(pixels).cpu())
             timestamps.add(torch.from_numpy(batch.timestamps))
-        second_pass = _prepared(stream_frames(source, **sampling), "decode, encode", processor.vision_pixels)
+        second_pass = prepared(stream_frames(source, **sampling), "decode, encode", processor.vision_pixels)
         batches = (self.patch_features(pixels) for _, pixels in second_pass)
         sequence = self.distill(
             frame_embeds.rows,
@@ -896,33 +836,6 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         return self.get_input_embeddings()(input_ids.to(self.device)), attention_mask, None, labels
 
 
-class KeptRows:
-    """Rows [n, …] that come in pieces and are kept, `length` in all.
-
-    Without gradients they go into one block from the start. Small tensors that stay, between large ones that go, keep
-    an allocator from using the large ones' places again: memory then grows with the video after all.
-    """
-
-    def __init__(self, length: int) -> None:
-        self._length, self._count = length, 0
-        self._pieces: list[torch.Tensor] = []
-
-    def add(self, rows: torch.Tensor) -> None:
-        """Keep rows behind the others."""
-        if torch.is_grad_enabled():
-            self._pieces.append(rows)
-            return
-        if not self._pieces:
-            self._pieces.append(rows.new_empty(self._length, *rows.shape[1:]))
-        self._pieces[0][self._count : self._count + len(rows)] = rows
-        self._count += len(rows)
-
-    @property
-    def rows(self) -> torch.Tensor:
-        """All of them."""
-        return torch.cat(self._pieces) if len(self._pieces) > 1 else self._pieces[0]
-
-
 def _onto(pixels: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
     """Pixels in the type and on the device of the model that reads them."""
     return pixels.to(model.device, model.dtype)
@@ -931,22 +844,6 @@ def _onto(pixels: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
 def _features(output: Any) -> torch.Tensor:
     """Unwrap what a CLIP's `get_*_features` return: an output, TinyWorld's the tensor itself."""
     return output if torch.is_tensor(output) else output.pooler_output
-
-
-def _prepared(
-    stream: FrameStream, doing: str, prepare: Callable[[np.ndarray], torch.Tensor]
-) -> Iterator[tuple[FrameBatch, torch.Tensor]]:
-    """Yield a stream's batches and their pixels under a progress bar; a thread makes the next ones."""
-
-    def made() -> Iterator[tuple[FrameBatch, torch.Tensor]]:
-        with closing(stream):
-            for batch in stream:
-                yield batch, prepare(batch.frames)
-
-    with progress_bar(stream.num_frames, "frames", doing) as bar:
-        for batch, pixels in made_ahead(made()):
-            yield batch, pixels
-            bar.update(len(batch.indices))
 
 
 def _pad_left(rows: list[torch.Tensor], value: float) -> torch.Tensor:

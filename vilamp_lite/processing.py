@@ -21,14 +21,15 @@ from transformers import (
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from vilamp_lite.ahead import mapped_ahead
-from vilamp_lite.checks import describe
+from vilamp_lite.common.checks import describe
+from vilamp_lite.common.progress import loading_quietly
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.encoders import tokenize
-from vilamp_lite.progress import loading_quietly
-from vilamp_lite.video import stream_frames
+from vilamp_lite.video.ahead import mapped_ahead
+from vilamp_lite.video.source import stream_frames
 
 Video: TypeAlias = str | PathLike[str] | np.ndarray
+
 
 # Qwen's chat format, as the released code writes it. The video stands before the question.
 PROMPT = (
@@ -36,14 +37,26 @@ PROMPT = (
     "\n",  # then the question
     "<|im_end|>\n<|im_start|>assistant\n",
 )
+
+
 SELECTOR_FOLDER = "selector"  # holds the selector's tokenizer and image processor
+
+
 _PIXELS = {
     "siglip": ([0.5] * 3, [0.5] * 3),
     "clip": (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
 }
+
+
 _IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
+
+
 _FRAMES_AT_ONCE = 32
+
+
 _PIXELS_OF_A_THREAD = 100_000  # fewer are made sooner than a thread is
+
+
 _BYTE_LEVEL_SPECIALS = ("<|endoftext|>", "<|im_end|>", "<|im_start|>")
 
 

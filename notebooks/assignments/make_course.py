@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from traitlets.config.loader import PyFileConfigLoader
 
-from vilamp_lite.progress import progress_bar
+from vilamp_lite.common.progress import progress_bar
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parents[1] / "runs" / "course"

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 
 from vilamp_lite.checkpoints import load_checkpoint, load_processor
+from vilamp_lite.common.progress import progress_bar
 from vilamp_lite.evaluation.niah import Examiner, cell_haystacks
 from vilamp_lite.evaluation.studies import ALL, FULL, Exam, Model, Row, Study, make_study
 from vilamp_lite.merging import merge_frames
 from vilamp_lite.modeling import MixedPrecisionSequence, TokenKind, ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
-from vilamp_lite.progress import progress_bar
 
 CURVE = np.linspace(0, 1, 101)  # shares of the frames at which attention is added up
 

@@ -13,29 +13,19 @@ import numpy as np
 import torch
 
 from vilamp_lite.checkpoints import load_checkpoint, load_config, load_processor
-from vilamp_lite.checks import describe, finite_number
-from vilamp_lite.encoders import usable_device
-from vilamp_lite.evaluation.results import (
-    Prediction,
-    code_fingerprint,
-    generate_answer,
-    kept_result,
-    make_prediction,
-    score,
-    weights_fingerprint,
-)
-from vilamp_lite.evaluation.scoring import answers_match, option_matches, require_distinct
-from vilamp_lite.files import file_sha256
-from vilamp_lite.modeling import (
-    FrameProcessor,
-    MixedPrecisionSequence,
-    ViLaMPForConditionalGeneration,
-    frames_at_once,
-)
+from vilamp_lite.common.checks import describe, finite_number
+from vilamp_lite.common.files import write_json
+from vilamp_lite.common.fingerprints import code_fingerprint, file_sha256, weights_fingerprint
+from vilamp_lite.common.hub import usable_device
+from vilamp_lite.common.progress import progress_bar
+from vilamp_lite.common.stamp import make_stamp
+from vilamp_lite.evaluation.results import Prediction, kept_result, make_prediction
+from vilamp_lite.evaluation.scoring import answers_match, option_matches, require_distinct, score
+from vilamp_lite.generation import answer
+from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
-from vilamp_lite.progress import progress_bar
-from vilamp_lite.stamp import keep_result, make_stamp
-from vilamp_lite.video import frames_at, stream_frames
+from vilamp_lite.streaming.encode import FrameProcessor, frames_at_once
+from vilamp_lite.video.source import frames_at, stream_frames
 
 _ANSWER_TOKENS = 32
 
@@ -273,7 +263,7 @@ def evaluate_cases(
                 prediction = asdict(_answer_case(loaded, processor, case, splice))
                 kept = {"settings": settings, "prediction": prediction, "stamp": stamp}
                 if file is not None:
-                    keep_result(file, kept)
+                    write_json(file, kept)
             predictions.append(kept["prediction"])
             bar.update(1)
     correct = sum(prediction["correct"] for prediction in predictions)
@@ -285,6 +275,6 @@ def _answer_case(
     model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor, case: Case, splice: Splice
 ) -> Prediction:
     sequence = encode_splice(model, splice, case.question, processor)
-    said = generate_answer(model, processor, case.prompt, sequence, _ANSWER_TOKENS)
+    said = answer(model, processor, case.prompt, sequence, _ANSWER_TOKENS)
     needle = (splice.place, splice.place + splice.needle_frames)
     return make_prediction(case.question, case.answer, said, case.is_correct(said), sequence, [needle])

@@ -1,10 +1,13 @@
 """Reading a study's rows: finding one, adding several up, and saying in words what they show."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from vilamp_lite.evaluation.results import score
-from vilamp_lite.stamp import short_commit
+from vilamp_lite.common.stamp import short_commit
+from vilamp_lite.evaluation.results import RESULTS, load_result
+from vilamp_lite.evaluation.scoring import score
 
 Row = dict[str, Any]
 
@@ -173,3 +176,49 @@ def not_best(rows: Sequence[Row], name: Callable[[Row], str] = variant_name, own
                 f"{share_text(best)} against {share_text(row)}, difference {difference_text(best)}"
             )
     return found
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """A line of the README's table.
+
+    Attributes:
+        name: of the result.
+        frames: N.
+        about: model and machine.
+        trained: whether the weights are; an answer of random ones means nothing.
+    """
+
+    name: str
+    frames: int
+    about: str
+    trained: bool = True
+
+
+RECORDED_RUNS = (
+    *(RecordedRun("streaming", frames, "miniature, CPU, 1 thread") for frames in (1_000, 2_000, 5_000, 10_000)),
+    RecordedRun("streaming_100000", 100_000, "miniature, CPU, 1 thread"),
+    RecordedRun("streaming_h100", 10_000, "full size with random weights, H100", trained=False),
+    RecordedRun("streaming_a100", 10_000, "authors' checkpoint, A100"),
+)
+
+
+def results_table(folder: Path = RESULTS) -> list[list[str]]:
+    """The README's table of runs, its head first; what nobody has run says so."""
+    table = [["frames", "model and machine", "time to the answer", "peak above the model's", "needle", "commit"]]
+    for run in RECORDED_RUNS:
+        study = load_result(run.name, folder) if (folder / f"{run.name}.json").is_file() else {"rows": []}
+        found = [row for row in study["rows"] if row["frames"] == run.frames]
+        measured = ["not run", "", "", ""]
+        if found:
+            (row,) = found
+            above = (row["peak_memory"] - row["memory_before"]) / 1e6
+            needle = f"{'found' if row['needle_keyframes'] else 'missed'}, {row['answer']!r}"
+            measured = [
+                f"{row['seconds']:.0f} s",
+                f"{above:,.0f} MB",
+                needle if run.trained else "no meaning",
+                short_commit(study["stamp"]),
+            ]
+        table.append([f"{run.frames:,}", run.about, *measured])
+    return table

@@ -1,20 +1,20 @@
-"""Predictions, and finished work kept in files, for every evaluation."""
+"""Predictions and finished work, kept in files and read again."""
 
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from vilamp_lite.evaluation.scoring import wilson_interval
-from vilamp_lite.files import file_sha256
-from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
-from vilamp_lite.processing import ViLaMPProcessor
+import numpy as np
+import torch
 
-PACKAGE = Path(__file__).parents[1]
+from vilamp_lite.common.stamp import ROOT
+from vilamp_lite.evaluation.scoring import answers_match
+from vilamp_lite.modeling import MixedPrecisionSequence
+from vilamp_lite.streaming.measured import MeasuredAnswer, Row
+from vilamp_lite.tinyworld.long_videos import LongVideo
 
 
 @dataclass(frozen=True)
@@ -38,34 +38,6 @@ class Prediction:
     keyframes: list[int]
     tokens: int
     needle_recall: float
-
-
-def generate_answer(
-    model: ViLaMPForConditionalGeneration,
-    processor: ViLaMPProcessor,
-    prompt: str,
-    sequence: MixedPrecisionSequence,
-    max_new_tokens: int,
-    prefill_chunk_size: int | None = None,
-) -> str:
-    """Let a model answer a question about a video that is already a sequence.
-
-    Args:
-        model: in evaluation mode.
-        processor: its processor.
-        prompt: with one video.
-        sequence: the video.
-        max_new_tokens: of the answer.
-        prefill_chunk_size: as in `model.generate`.
-    """
-    tokens = model.generate(
-        **processor.prompts([prompt]),
-        video_embeds=[sequence.embeds],
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        prefill_chunk_size=prefill_chunk_size,
-    )
-    return processor.batch_decode(tokens)[0].strip()
 
 
 def make_prediction(
@@ -92,27 +64,6 @@ def make_prediction(
     return Prediction(question, answer, said, correct, keyframes, len(sequence.embeds), recall)
 
 
-def score(correct: int, questions: int) -> dict[str, Any]:
-    """Right answers as a share of the questions: questions, correct, accuracy, and Wilson's 95 % interval low, high."""
-    low, high = wilson_interval(correct, questions)
-    return {"questions": questions, "correct": correct, "accuracy": correct / questions, "low": low, "high": high}
-
-
-def weights_fingerprint(model: str | os.PathLike[str]) -> str:
-    """A text that changes when a checkpoint's configuration or any of its weights do."""
-    digests = map(file_sha256, [Path(model) / "config.json", *sorted(Path(model).rglob("*.safetensors"))])
-    return sha256(" ".join(digests).encode()).hexdigest()[:16]
-
-
-@cache
-def code_fingerprint() -> str:
-    """A text that changes when the package's code does: finished work is not mixed with that of another version."""
-    digest = sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        digest.update(f"{path.relative_to(PACKAGE)} {path.stat().st_size} ".encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def kept_result(file: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """What a file holds, or None if there is none.
 
@@ -131,3 +82,62 @@ def kept_result(file: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     if other:
         raise ValueError(f"{file} is of another evaluation ({'; '.join(other)}); delete it, or choose another folder")
     return content
+
+
+Study = dict[str, Any]
+Model = str | os.PathLike[str]
+
+RESULTS = ROOT / "figures" / "results"
+
+
+def load_result(name: str, folder: Model = RESULTS) -> Study:
+    """Read a recorded study.
+
+    Args:
+        name: a name in `RECORDED`.
+        folder: where the studies were written.
+
+    Raises:
+        ValueError: there is no such file, or it is not a study.
+    """
+    file = Path(folder) / f"{name}.json"
+    if not file.is_file():
+        raise ValueError(f"there is no recorded study {file}: `make studies` makes it, from trained models")
+    try:
+        study = json.loads(file.read_text())
+        return {key: study[key] for key in ("study", "parameters", "rows", "stamp")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is not a study ({type(error).__name__}: {error})") from error
+
+
+def needle_keyframes(video: LongVideo, keyframes: torch.Tensor) -> list[int]:
+    """Name the keyframes that show a needle."""
+    spans = video.haystack.needle_frames
+    return [frame for frame in keyframes.tolist() if any(start <= frame < stop for start, stop in spans)]
+
+
+def shortened(trace: np.ndarray, points: int = 200) -> list[list[float]]:
+    """Thin a trace for a file: the highest look out of each of about so many stretches of time."""
+    parts = np.array_split(trace, min(points, len(trace)))
+    return [part[part[:, 1].argmax()].round(3).tolist() for part in parts]
+
+
+def result_of(measured: MeasuredAnswer, video: LongVideo) -> Row:
+    """Put a run into plain numbers, as JSON has them."""
+    question = video.haystack.question
+    return {
+        "frames": len(measured.sequence.timestamps),
+        "question": question.text,
+        "expected": question.answer,
+        "answer": measured.answer,
+        "correct": answers_match(measured.answer, question.answer),
+        "needle_frames": [list(span) for span in video.haystack.needle_frames],
+        "keyframes": measured.sequence.keyframes.tolist(),
+        "needle_keyframes": needle_keyframes(video, measured.sequence.keyframes),
+        "visual_tokens": len(measured.sequence.embeds),
+        "seconds": measured.seconds,
+        "memory_before": measured.before,
+        "peak_memory": measured.peak_memory,
+        "stages": measured.stages,
+        "trace": shortened(measured.trace),
+    }

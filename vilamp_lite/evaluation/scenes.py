@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vilamp_lite.checks import positive_int
+from vilamp_lite.common.checks import positive_int
 
 
 @dataclass(frozen=True)
-class Scene:
+class PhotoScene:
     """A stretch of the video that shows one photograph.
 
     Attributes:
@@ -34,7 +34,7 @@ class Scene:
     queries: tuple[str, ...]
 
 
-def load_scenes(path: str | Path) -> list[Scene]:
+def load_scenes(path: str | Path) -> list[PhotoScene]:
     """Read scenes in temporal order from a file such as data/photo_tour.json.
 
     Raises:
@@ -43,7 +43,7 @@ def load_scenes(path: str | Path) -> list[Scene]:
     try:
         records = json.loads(Path(path).read_text())["scenes"]
         scenes = [
-            Scene(r["photo"], r["title"], float(r["start"]), float(r["end"]), tuple(r["queries"])) for r in records
+            PhotoScene(r["photo"], r["title"], float(r["start"]), float(r["end"]), tuple(r["queries"])) for r in records
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a list of scenes: {type(error).__name__}: {error}") from error
@@ -53,7 +53,7 @@ def load_scenes(path: str | Path) -> list[Scene]:
     return scenes
 
 
-def scene_of_frames(scenes: Sequence[Scene], timestamps: np.ndarray) -> np.ndarray:
+def scene_of_frames(scenes: Sequence[PhotoScene], timestamps: np.ndarray) -> np.ndarray:
     """Say which scene each frame shows.
 
     Args:
@@ -76,7 +76,7 @@ def scene_of_frames(scenes: Sequence[Scene], timestamps: np.ndarray) -> np.ndarr
     return np.searchsorted([scene.start for scene in scenes], timestamps, side="right") - 1
 
 
-def queries_of(scenes: Sequence[Scene]) -> list[tuple[str, str]]:
+def queries_of(scenes: Sequence[PhotoScene]) -> list[tuple[str, str]]:
     """Every distinct (query, photo that answers it), in order of first appearance."""
     return list(dict.fromkeys((query, scene.photo) for scene in scenes for query in scene.queries))
 

@@ -4,14 +4,19 @@ import math
 import re
 import string
 from collections.abc import Sequence
+from typing import Any
 
 from scipy.stats import binomtest, norm
 
-from vilamp_lite.checks import describe, finite_number, positive_int
+from vilamp_lite.common.checks import describe, finite_number, positive_int
 
 # Around an answer these say nothing; other signs do: "-5" is not "5", and "C++" not "C".
 _AROUND = string.whitespace + "\"'`“”‘’«»()[]{}.,;:!?*"
+
+
 _ANY = f"[{re.escape(_AROUND)}]*"
+
+
 _LETTER = re.compile(rf"{_ANY}([a-z])(?:{_ANY}|[).:]\s.*)", re.DOTALL)
 
 
@@ -137,3 +142,9 @@ def _disagreements(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, 
                 raise ValueError(f"first and second must say right or wrong, got {describe(value)}")
         wins, losses = wins + (one > other), losses + (other > one)
     return int(wins), int(losses)
+
+
+def score(correct: int, questions: int) -> dict[str, Any]:
+    """Right answers as a share of the questions: questions, correct, accuracy, and Wilson's 95 % interval low, high."""
+    low, high = wilson_interval(correct, questions)
+    return {"questions": questions, "correct": correct, "accuracy": correct / questions, "low": low, "high": high}

@@ -10,29 +10,33 @@ import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from os import PathLike
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from vilamp_lite.ablation import MERGER_NAMES
+from vilamp_lite.baselines.mergers import MERGER_NAMES
 from vilamp_lite.checkpoints import load_checkpoint, load_config
-from vilamp_lite.evaluation.niah import POOL, Cell, CellResult, evaluate_cells, grid
-from vilamp_lite.evaluation.results import Prediction, code_fingerprint, score, weights_fingerprint
-from vilamp_lite.evaluation.scoring import paired_difference_interval, paired_sign_test
-from vilamp_lite.progress import progress_bar
-from vilamp_lite.stamp import ROOT, make_stamp
+from vilamp_lite.common.fingerprints import code_fingerprint, weights_fingerprint
+from vilamp_lite.common.progress import progress_bar
+from vilamp_lite.common.stamp import ROOT, make_stamp
+from vilamp_lite.evaluation.niah import POOL, Cell, CellResult, grid
+from vilamp_lite.evaluation.results import Model, Prediction, Study
+from vilamp_lite.evaluation.runs import evaluate_cells
+from vilamp_lite.evaluation.scoring import paired_difference_interval, paired_sign_test, score
 from vilamp_lite.tinyworld.questions import FAMILIES
 
 ALL = "all"  # the family of rows that pool every family
+
+
 FULL = ("dks", "dfm")
+
+
 BASELINE = ("uniform", "mean")
 
+
 Row = dict[str, Any]
-Study = dict[str, Any]
-Model = str | PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,6 @@ class Exam:
     def variant(self, selector: str, merger: str) -> list[Cell]:
         """The cells of one variant, in the order of every other's."""
         return self.cells([selector], [merger])
-
-
-# --- The studies -----------------------------------------------------------------------------------------------------
 
 
 def niah_study(
@@ -355,9 +356,9 @@ def peers_study(
     return make_study("peers", model, exam, rows, peers=shown, budgets=budgets)
 
 
-# --- What they share -------------------------------------------------------------------------------------------------
-
 _SCORES = ("correct", "accuracy", "low", "high")
+
+
 _PAIRED = ("difference", "difference_low", "difference_high", "p")
 
 

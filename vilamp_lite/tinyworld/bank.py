@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from vilamp_lite.progress import progress_bar
+from vilamp_lite.common.progress import progress_bar
 from vilamp_lite.tinyworld.encoder import TinyWorldModel
 from vilamp_lite.tinyworld.questions import pair_scene, random_scene
 from vilamp_lite.tinyworld.render import Scene, render_scene

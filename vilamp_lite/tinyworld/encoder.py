@@ -18,6 +18,8 @@ from vilamp_lite.tinyworld.questions import FAMILIES
 from vilamp_lite.tinyworld.render import COLORS, GRID, SHAPES, SIDE
 
 _PAD, _START, _END, _UNKNOWN = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|unknown|>"
+
+
 # The chat format's own words, and captions'.
 _PLAIN_WORDS = ["system", "you", "are", "a", "helpful", "assistant", ".", "user", "something", "and", "?"]
 
@@ -208,4 +210,6 @@ def tinyworld_tokenizer(ends: bool) -> PreTrainedTokenizerFast:
 for _config, _model in ((TinyWorldVisionConfig, TinyWorldVisionModel), (TinyWorldConfig, TinyWorldModel)):
     AutoConfig.register(_config.model_type, _config)
     AutoModel.register(_config, _model)
+
+
 AutoConfig.register(TinyWorldTextConfig.model_type, TinyWorldTextConfig)

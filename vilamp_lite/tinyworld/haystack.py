@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vilamp_lite.checks import choice, positive_int
-from vilamp_lite.files import written_whole
-from vilamp_lite.progress import progress_bar
+from vilamp_lite.common.checks import choice, positive_int
+from vilamp_lite.common.files import written_whole
+from vilamp_lite.common.progress import progress_bar
 from vilamp_lite.tinyworld.questions import SPLITS, Question, random_scene, scene_seed
 from vilamp_lite.tinyworld.render import Scene, write_video
 

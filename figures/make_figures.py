@@ -1,0 +1,68 @@
+"""Draw the committed figures of the recorded runs."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from figures.make_results import TRAINING
+from vilamp_lite import plots
+from vilamp_lite.evaluation.results import RESULTS, load_result
+from vilamp_lite.evaluation.studies import Study
+from vilamp_lite.plots.recorded import (
+    ablation_figure,
+    attention_figure,
+    differences_figure,
+    full_size_memory_figure,
+    niah_figure,
+    peers_figure,
+    sensitivity_figure,
+    setting_figure,
+    training_figure,
+)
+
+# The committed figures, but for the last one, by the recorded study that each shows.
+DRAWN: dict[str, Callable[[Study], Figure]] = {
+    TRAINING: lambda study: training_figure(study, study["parameters"]["seeds"][0]),
+    "niah": niah_figure,
+    "ablation": ablation_figure,
+    "sensitivity": sensitivity_figure,
+    "keyframes": setting_figure,
+    "redundancy": setting_figure,
+    "peers": peers_figure,
+    "streaming_h100": full_size_memory_figure,
+    "attention": lambda study: attention_figure(study, study["parameters"]["frames"][-1]),
+}
+
+
+# Two trainings each, by the panel's title; together they are "trainings.png".
+TRAININGS = {
+    "reference frame": "released_reference",
+    "keyframe block": "no_keyframe_block",
+    "grounding": "no_grounding",
+    "logit scaling": "no_attention_scaling",
+    "interpolated positions": "no_position_interpolation",
+}
+
+
+def main(folder: Path = RESULTS.parent) -> int:
+    """Draw the committed figures."""
+    plots.set_style()
+    try:
+        drawn = {name: draw(load_result(name)) for name, draw in DRAWN.items()}
+        compared = {title: load_result(name) for title, name in TRAININGS.items()}
+        drawn["trainings"] = differences_figure(
+            compared, "accuracy: the right reference minus the slip; with minus without"
+        )
+        for name, figure in drawn.items():
+            figure.savefig(folder / f"{name}.png", dpi=150)
+            print(folder / f"{name}.png")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+"""Small things that every room uses; nothing here loads torch on import."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "checks": [
+            "ArrayLike",
+            "choice",
+            "describe",
+            "finite_number",
+            "float_tensor",
+            "positive_int",
+            "require_finite",
+        ],
+        "files": ["LOCK", "alone_in", "write_json", "written_whole"],
+        "fingerprints": ["PACKAGE", "code_checksum", "code_fingerprint", "file_sha256", "weights_fingerprint"],
+        "hub": ["load_encoder_part", "loaded", "read_json", "read_safetensors", "usable_device"],
+        "precision": ["full_precision"],
+        "progress": ["is_headless", "loading_quietly", "progress_bar"],
+        "stamp": ["ROOT", "make_stamp", "processor_name", "short_commit"],
+    },
+)

@@ -1,0 +1,95 @@
+"""Loading from directories in transformers' format: safetensors only, and an error that names the checkpoint."""
+
+import json
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from vilamp_lite.common.progress import loading_quietly
+
+if TYPE_CHECKING:
+    import torch
+
+
+def read_safetensors(path: str | PathLike[str]) -> "dict[str, torch.Tensor]":
+    """Read all weights of a directory: model.safetensors, or the shards that its index names.
+
+    Raises:
+        ValueError: there are none, one is missing or damaged, or a shard lacks a tensor of the index.
+    """
+    path = Path(path)
+    index = path / "model.safetensors.index.json"
+    weight_map: Mapping[str, str] | None = read_json(index).get("weight_map", {}) if index.is_file() else None
+    if weight_map is not None and not weight_map:
+        raise ValueError(f"{index} names no weights; copy or download it again")
+    files = sorted(set(weight_map.values())) if weight_map else ["model.safetensors"]
+    weights: dict[str, Any] = {}
+    for name in files:
+        file = path / name
+        if not file.is_file():
+            raise ValueError(f"{path} lacks {name}; weights are read from safetensors only")
+        try:
+            with safe_open(file, framework="pt") as stored:
+                weights |= {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged ({error}); copy or download it again") from error
+    absent = sorted(set(weight_map or ()) - set(weights))
+    if absent:
+        raise ValueError(f"{path}: the shards lack {', '.join(absent)}, which the index names")
+    return weights
+
+
+def loaded(any_class: Any, path: str | PathLike[str], **options: Any) -> Any:
+    """Load something in transformers' format; whatever goes wrong, name the checkpoint."""
+    try:
+        with loading_quietly():
+            return any_class.from_pretrained(path, trust_remote_code=False, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"can't load {path} as {any_class.__name__} ({error})") from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object of a checkpoint."""
+    if not file.is_file():
+        raise ValueError(f"{file.parent} is not a checkpoint: there is no {file.name} in it")
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}); copy or download it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold a JSON object, got a {type(content).__name__}; copy or download it again")
+    return content
+
+
+def usable_device(device: "str | torch.device | None") -> "torch.device":
+    """Name the device to run on: the one asked for, or else a GPU if there is one.
+
+    Raises:
+        ValueError: torch can't use that device here.
+    """
+    import torch
+
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch has one for each kind of bad device
+        raise ValueError(f"device must be one that torch can use here, got {device!r}: {error}") from error
+    if found.type == "meta":
+        raise ValueError("device must be one that holds numbers, got 'meta'")
+    return found
+
+
+def load_encoder_part(auto_class: Any, name_or_path: str | Path, **options: Any) -> Any:
+    """Load one part of a checkpoint; whatever goes wrong, name the checkpoint and the ways out."""
+    try:
+        with loading_quietly():
+            return auto_class.from_pretrained(str(name_or_path), trust_remote_code=False, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"can't load {str(name_or_path)!r} ({error}). Pass a local directory that holds a CLIP or SigLIP "
+            "checkpoint with safetensors weights, or 'conse', the encoder that needs no download"
+        ) from error

@@ -1,0 +1,159 @@
+"""Stages of an answer and what they cost together."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from vilamp_lite.common.checks import choice, finite_number
+from vilamp_lite.costs.shapes import ATTENTION, Gpu, Workload
+
+# Sampled frames a second in one pass: about what PyAV gives on two CPU cores for 640×360 H.264 at 30 frames a second of
+# which one is sampled. It hangs on the file and the machine: measure yours.
+DECODE_RATE = 100.0
+
+
+UTILISATION = 0.4
+
+
+@dataclass(frozen=True)
+class CostStage:
+    """What one stage of a model costs.
+
+    Attributes:
+        name: of the stage.
+        counts: what its figures count, in words.
+        linear: FLOPs of products with weights, and in the merge of cosines and weighted sums.
+        square: FLOPs of attention over all pairs of tokens.
+        causal: FLOPs of attention over the pairs that a causal mask leaves.
+        activations: bytes held at the stage's peak, besides weights and cache: its own, and the video's tokens.
+        cache: bytes of the KV cache at its end.
+        single: whether it computes in float32 whatever the weights' type.
+    """
+
+    name: str
+    counts: str
+    linear: int = 0
+    square: int = 0
+    causal: int = 0
+    activations: int = 0
+    cache: int = 0
+    single: bool = False
+
+    def flops(self, attention: str = "causal") -> int:
+        """All its FLOPs, with attention as a "square", "causal", or "none" of it.
+
+        Raises:
+            ValueError: another word.
+        """
+        choice("attention", attention, ATTENTION)
+        return self.linear + {"square": self.square, "causal": self.causal, "none": 0}[attention]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a model costs for a workload.
+
+    Attributes:
+        model: its name.
+        workload: what is asked of it.
+        visual_tokens: that the language model reads.
+        context: tokens that the language model takes; None where it is not known.
+        parameters: in matrices and embeddings.
+        weights: bytes of them.
+        stages: in order; encoding, "prefill" and "decode".
+        passes: how often the video is decoded.
+    """
+
+    model: str
+    workload: Workload
+    visual_tokens: int
+    context: int | None
+    parameters: int
+    weights: int
+    stages: tuple[CostStage, ...]
+    passes: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Of the video, the prompt and the answer."""
+        return self.visual_tokens + self.workload.prompt_tokens + self.workload.answer_tokens
+
+    @property
+    def kv_cache(self) -> int:
+        """Bytes of the KV cache when the answer is complete."""
+        return self.stages[-1].cache
+
+    @property
+    def peak_activations(self) -> int:
+        """Bytes of activations in the stage that holds the most."""
+        return max(stage.activations for stage in self.stages)
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes in the stage that needs the most: weights, cache and activations."""
+        return max(map(self.memory, self.stages))
+
+    def memory(self, stage: CostStage) -> int:
+        """Bytes while a stage runs: all weights, the cache and its activations."""
+        return self.weights + stage.cache + stage.activations
+
+    def flops(self, attention: str = "causal", *, without: Iterable[str] = ("decode",)) -> int:
+        """FLOPs up to the first token, or of all stages but those named.
+
+        Raises:
+            ValueError: an unknown way of counting.
+        """
+        return sum(stage.flops(attention) for stage in self.stages if stage.name not in without)
+
+    def schedule(
+        self, gpu: Gpu, *, utilisation: float = UTILISATION, decode_rate: float = DECODE_RATE
+    ) -> list[dict[str, Any]]:
+        """Go through the stages on a GPU: what each costs, whether it fits, and how long it takes by estimate.
+
+        Args:
+            gpu: one of `GPUS`, or your own.
+            utilisation: the part of the GPU's peak FLOP/s and bandwidth that is reached, from above 0 to 1.
+            decode_rate: frames sampled per second in one pass of video decoding.
+
+        Returns:
+            A row for each stage, "video decoding" first: stage, counts, `flops_linear`, `flops_attention_square`,
+            `flops_attention_causal`, `memory` in bytes, `fits`, `seconds`.
+
+        Raises:
+            ValueError: a utilisation or a rate out of range.
+        """
+        if finite_number("utilisation", utilisation, above=0) > 1:
+            raise ValueError(f"utilisation is a part of the peak, at most 1, got {utilisation}")
+        finite_number("decode_rate", decode_rate, above=0)
+        seconds = self.passes * self.workload.num_frames / decode_rate
+        words = f"{self.passes} × the file on the CPU, at {decode_rate:g} sampled frames/s; resizing left out"
+        rows = [cost_row(CostStage("video decoding", words), self.weights, gpu, seconds)]
+        for stage in self.stages:
+            single = stage.single or self.workload.dtype == "float32"
+            seconds = stage.flops() / (gpu.single if single else gpu.half)
+            if stage.name == "decode":
+                # Each token reads all weights of the language model and the cache so far, for few FLOPs.
+                seconds = max(seconds, self._decode_bytes / gpu.bandwidth)
+            rows.append(cost_row(stage, self.memory(stage), gpu, seconds / utilisation))
+        return rows
+
+    @property
+    def _decode_bytes(self) -> int:
+        """Read from memory while decoding; at most, since the cache only ends up so large."""
+        steps = self.workload.answer_tokens - 1
+        # FLOPs per step are two for each weight that is read.
+        return self.stages[-1].linear // 2 * self.workload.bytes + steps * self.kv_cache
+
+
+def cost_row(stage: CostStage, memory: int, gpu: Gpu, seconds: float) -> dict[str, Any]:
+    """A stage as a row of a table."""
+    return {
+        "stage": stage.name,
+        "counts": stage.counts,
+        "flops_linear": stage.linear,
+        "flops_attention_square": stage.square,
+        "flops_attention_causal": stage.causal,
+        "memory": memory,
+        "fits": memory <= gpu.memory,
+        "seconds": seconds,
+    }

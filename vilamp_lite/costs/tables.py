@@ -1,0 +1,258 @@
+"""ViLaMP beside its peers: tables of costs by frames."""
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from vilamp_lite.common.checks import choice
+from vilamp_lite.configuration import ViLaMPConfig
+from vilamp_lite.costs.shapes import (
+    ATTENTION,
+    CLIP_L,
+    DINOV2_G,
+    EVA_G,
+    GPUS,
+    QWEN2_7B,
+    QWEN2_VL,
+    SIGLIP,
+    UMT_L,
+    VICUNA_7B,
+    Gpu,
+    LanguageModel,
+    VisionTower,
+    Workload,
+)
+from vilamp_lite.costs.stages import DECODE_RATE, UTILISATION, Costs, CostStage
+from vilamp_lite.costs.vilamp import answering, connector_flops, released_code_costs, vilamp_costs
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another video-language model, as its own files document it.
+
+    Attributes:
+        title: its name.
+        towers: its vision towers.
+        language: its language model.
+        tokens_per_frame: the least that its files document.
+        connector: sizes of the connector's layers, from input to output; empty where its form is not known here.
+        connector_inputs: how many vectors a frame gives to the connector.
+        documented_frames: the most that its files speak of; None where they don't.
+        context: tokens that its language model takes; None where its files don't say.
+        max_kept: frames that reach the language model and all towers but the last; None for all.
+    """
+
+    title: str
+    towers: tuple[VisionTower, ...]
+    language: LanguageModel
+    tokens_per_frame: int
+    connector: tuple[int, ...] = ()
+    connector_inputs: int = 0
+    documented_frames: int | None = None
+    context: int | None = None
+    max_kept: int | None = None
+
+
+PEER_MODELS = {
+    "llama-vid": Peer("LLaMA-VID", (EVA_G,), VICUNA_7B, 2, context=65_536),
+    "videochat-flash": Peer(
+        "VideoChat-Flash", (UMT_L,), QWEN2_7B, 16, (1024, 3584, 3584), 16, documented_frames=10_000
+    ),
+    "longva": Peer(
+        "LongVA", (CLIP_L,), QWEN2_7B, 144, (1024, 3584, 3584), 576, documented_frames=2_000, context=224_000
+    ),
+    "longvu": Peer("LongVU", (SIGLIP, DINOV2_G), QWEN2_7B, 64, max_kept=400),
+    "llava-video": Peer("LLaVA-Video", (SIGLIP,), QWEN2_7B, 169, (1152, 3584, 3584), 729, documented_frames=64),
+    "qwen2-vl": Peer("Qwen2-VL", (QWEN2_VL,), QWEN2_7B, 64, (5120, 5120, 3584), 64, documented_frames=768),
+}
+
+
+def peer_costs(name: str, workload: Workload) -> Costs:
+    """What a peer costs if it is given N frames, whether or not its own files go so far.
+
+    Frames pass through its towers a few at a time and only tokens are kept, as frugally as ViLaMP does it here. The
+    work of merging or resampling tokens is left out, and so are connectors whose form is not known here.
+
+    Args:
+        name: in `PEER_MODELS`.
+        workload: what is asked.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    peer = PEER_MODELS[choice("peer", name, tuple(PEER_MODELS))]
+    frames, size = workload.num_frames, workload.bytes
+    kept = min(frames, peer.max_kept or frames)
+    visual_tokens = kept * peer.tokens_per_frame
+    tokens_made = size * visual_tokens * peer.language.body.width
+    batch = min(frames, workload.batch_size)
+    linear = square = 0
+    # The last tower sees all frames: where frames are dropped, it is by what that tower makes of them.
+    for tower, seen in zip(peer.towers, [kept] * (len(peer.towers) - 1) + [frames], strict=True):
+        parts = tower.flops(seen)
+        linear, square = linear + parts[0], square + parts[1]
+    names = " and ".join(tower.name for tower in peer.towers)
+    seeing = CostStage(
+        "vision tower",
+        f"{names} on {frames:,} frames" + (f", {kept} kept" if kept < frames else ""),
+        linear,
+        square,
+        square,
+        size * max(tower.activations(batch) for tower in peer.towers) + tokens_made,
+    )
+    connecting = CostStage(
+        "connectors",
+        f"an MLP on {peer.connector_inputs} vectors of each frame" if peer.connector else "left out: form not known",
+        kept * peer.connector_inputs * connector_flops(peer.connector),
+        activations=size * batch * peer.connector_inputs * sum(peer.connector) + tokens_made,
+    )
+    parameters = peer.language.weights + sum(tower.weights for tower in peer.towers)
+    parameters += connector_flops(peer.connector) // 2
+    return Costs(
+        peer.title,
+        workload,
+        visual_tokens,
+        peer.context,
+        parameters,
+        size * parameters,
+        (seeing, connecting, *answering(peer.language, visual_tokens, workload)),
+    )
+
+
+MODELS = ("vilamp", "vilamp-released", "released-code", *PEER_MODELS)
+
+
+def model_costs(name: str, workload: Workload, num_keyframes: int | None = None) -> Costs:
+    """What a model of `MODELS` costs.
+
+    Args:
+        name: "vilamp" (`ViLaMPConfig.paper()`), "vilamp-released" (`ViLaMPConfig.released()`), both streaming as this
+            package does; "released-code", which holds all frames at once; or a peer's.
+        workload: what is asked.
+        num_keyframes: K' of the first three; min(N, 32) when left out.
+
+    Raises:
+        ValueError: an unknown name, or keyframes for a peer, which has none.
+    """
+    if choice("model", name, MODELS) in PEER_MODELS:
+        if num_keyframes is not None:
+            raise ValueError(f"{name} has no keyframes: leave out their number")
+        return peer_costs(name, workload)
+    if name == "released-code":
+        return released_code_costs(workload, num_keyframes)
+    config = ViLaMPConfig.paper() if name == "vilamp" else ViLaMPConfig.released()
+    return vilamp_costs(config, workload, num_keyframes)
+
+
+def costs_by_frames(
+    models: Iterable[str],
+    frames: Iterable[int],
+    gpu: Gpu = GPUS["a100-80gb"],
+    *,
+    utilisation: float = UTILISATION,
+    decode_rate: float = DECODE_RATE,
+    **workload: Any,
+) -> list[dict[str, Any]]:
+    """Tabulate models by frames, the counterpart of the paper's Fig. 1 and Table 5.
+
+    Args:
+        models: names in `MODELS`.
+        frames: values of N.
+        gpu: for what fits, and for the time.
+        utilisation: as in `Costs.schedule`.
+        decode_rate: as in `Costs.schedule`.
+        workload: further fields of `Workload`.
+
+    Returns:
+        A row for each model and N: model, frames, visual_tokens, FLOPs to the first token (`flops_square`,
+        `flops_causal`) and of its prefill alone (`prefill_square`, `prefill_causal`), bytes (weights, kv_cache,
+        activations, memory), `fits`, `seconds_to_first_token`, `documented` (whether the model's own files speak of so
+        many frames; None where they name no number).
+
+    Raises:
+        ValueError: as `model_costs` and `Costs.schedule`.
+    """
+    rows = []
+    frames = list(frames)
+    # The paper speaks of 10,000 frames; the released evaluation reads at most 600.
+    limits = {"vilamp": 10_000, "vilamp-released": 10_000, "released-code": 600}
+    for name in models:
+        limit = PEER_MODELS[name].documented_frames if name in PEER_MODELS else limits.get(name)
+        for number in frames:
+            costs = model_costs(name, Workload(number, **workload))
+            prefill = next(stage for stage in costs.stages if stage.name == "prefill")
+            stages = costs.schedule(gpu, utilisation=utilisation, decode_rate=decode_rate)
+            rows.append(
+                {
+                    "model": costs.model,
+                    "frames": number,
+                    "visual_tokens": costs.visual_tokens,
+                    "flops_square": costs.flops("square"),
+                    "flops_causal": costs.flops("causal"),
+                    "prefill_square": prefill.flops("square"),
+                    "prefill_causal": prefill.flops("causal"),
+                    "weights": costs.weights,
+                    "kv_cache": costs.kv_cache,
+                    "activations": costs.peak_activations,
+                    "memory": costs.peak_memory,
+                    "fits": costs.peak_memory <= gpu.memory,
+                    "seconds_to_first_token": sum(row["seconds"] for row in stages if row["stage"] != "decode"),
+                    "documented": None if limit is None else number <= limit,
+                }
+            )
+    return rows
+
+
+# What a table of FLOPs may have counted, and left out.
+SCOPES = {
+    "prefill": ("selector", "vision tower", "merging", "connectors", "decode"),
+    "prefill, connectors, merging": ("selector", "vision tower", "decode"),
+    "prefill, connectors, merging, selector": ("vision tower", "decode"),
+    "prefill, connectors, merging, vision tower": ("selector", "decode"),
+    "all to the first token": ("decode",),
+}
+
+
+def shares_of_peer(num_frames: int = 8192, peer: str = "videochat-flash") -> list[dict[str, Any]]:
+    """Divide ViLaMP's FLOPs by a peer's, in every way of counting that comes to mind (paper, Table 5).
+
+    The paper is said to find 18.4 % of VideoChat-Flash's FLOPs at 8,192 frames (trust C); it is not known what was
+    counted. Video tokens alone are read: no prompt, no answer.
+
+    Args:
+        num_frames: N.
+        peer: a name in `PEERS`.
+
+    Returns:
+        A row for each of three ways of working ("paper" and "released" stream, "released code" does not), 196 or 729
+        tokens per keyframe, three ways of counting attention, and `SCOPES`: way, tokens_per_keyframe, attention,
+        scope, flops, peer_flops, share.
+
+    Raises:
+        ValueError: an unknown peer, or a number of frames below 1.
+    """
+    workload = Workload(num_frames, prompt_tokens=0)
+    other = peer_costs(peer, workload)
+    ways = {
+        "paper": lambda pooling: vilamp_costs(ViLaMPConfig.paper(keyframe_pooling=pooling), workload),
+        "released": lambda pooling: vilamp_costs(ViLaMPConfig.released(keyframe_pooling=pooling), workload),
+        "released code": lambda pooling: released_code_costs(workload, keyframe_pooling=pooling),
+    }
+    rows = []
+    for (way, costs_with), pooling in itertools.product(ways.items(), ("bilinear", "none")):
+        costs = costs_with(pooling)
+        for attention, (scope, without) in itertools.product(ATTENTION, SCOPES.items()):
+            flops, others = (each.flops(attention, without=without) for each in (costs, other))
+            rows.append(
+                {
+                    "way": way,
+                    "tokens_per_keyframe": 196 if pooling == "bilinear" else 729,
+                    "attention": attention,
+                    "scope": scope,
+                    "flops": flops,
+                    "peer_flops": others,
+                    "share": flops / others,
+                }
+            )
+    return rows

@@ -1,0 +1,308 @@
+"""Run the notebooks with papermill: executed copies, web pages, figures and a stamped result in one folder.
+
+`vilamp reproduce` runs them from the command line; `make run` runs them all, by `python -m vilamp_lite.reproduce`.
+"""
+
+import ast
+import base64
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import nbformat
+import papermill
+import yaml
+from nbclient.exceptions import CellTimeoutError
+from nbconvert import HTMLExporter
+from papermill.exceptions import PapermillExecutionError
+
+from vilamp_lite.common.files import write_json
+from vilamp_lite.common.fingerprints import code_checksum
+from vilamp_lite.common.progress import progress_bar
+from vilamp_lite.common.stamp import ROOT, make_stamp
+from vilamp_lite.notebook.metrics import recorded
+
+NOTEBOOKS = ROOT / "notebooks"
+
+
+TIME_LIMIT = 1800.0  # seconds of one notebook; a stuck cell would otherwise wait for ever
+
+
+RESULT = "result.json"
+
+
+_KERNEL_START = 300  # seconds; papermill's 60 are too few on a busy machine
+
+
+_TYPES = {kind.__name__: kind for kind in (bool, int, float, str, list, dict)}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A line of a notebook's `parameters` cell.
+
+    Attributes:
+        name: of the variable.
+        type: as annotated there, or else its default's.
+        default: the value in the notebook.
+        help: the comment behind it.
+    """
+
+    name: str
+    type: type
+    default: object
+    help: str
+
+    def check(self, value: object) -> object:
+        """Take a value of the parameter's type, or an integer where it is a float.
+
+        Raises:
+            ValueError: another type.
+        """
+        if self.type is float and type(value) is int:
+            return float(value)
+        if type(value) is not self.type:
+            raise ValueError(f"{self.name} must be {self.type.__name__}, got {type(value).__name__} {value!r}")
+        return value
+
+    def parse(self, text: str) -> object:
+        """Read a value from the command line: words as they are, anything else as in YAML.
+
+        Raises:
+            ValueError: another type.
+        """
+        if self.type is str:
+            return text
+        try:
+            # YAML would take 1e-3 for a word.
+            return self.check(self.type(text) if self.type in (int, float) else yaml.safe_load(text))
+        except (ValueError, yaml.YAMLError) as error:
+            raise ValueError(f"{self.name} must be {self.type.__name__}, got {text!r}") from error
+
+
+@dataclass(frozen=True)
+class Run:
+    """What became of one notebook.
+
+    Attributes:
+        notebook: its name without the ending.
+        seconds: wall time.
+        figures: files of the pictures it drew.
+        metrics: what it recorded.
+        error: the failing cell and its error in one line, or None.
+    """
+
+    notebook: str
+    seconds: float
+    figures: list[str]
+    metrics: dict[str, float]
+    error: str | None
+
+
+def find_notebook(name: str, folder: Path | None = None) -> Path:
+    """Find a notebook by the start of its name, such as "02", or by its path.
+
+    Args:
+        name: of the notebook.
+        folder: what a path is relative to; the current one when left out.
+
+    Raises:
+        ValueError: there is none, or there are several.
+    """
+    if name.endswith(".ipynb"):
+        found = [path for path in [(folder or Path()) / name] if path.is_file()]
+    else:
+        found = [path for path in all_notebooks() if path.stem.startswith(name)]
+    if len(found) != 1:
+        known = ", ".join(path.stem for path in found or all_notebooks())
+        raise ValueError(f"{name!r} must name one notebook, by a path to it or as the start of one of: {known}")
+    return found[0].resolve()
+
+
+def all_notebooks() -> list[Path]:
+    """The project's notebooks, in reading order.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if found := sorted(NOTEBOOKS.glob("[0-9]*.ipynb")):
+        return found
+    raise ValueError(f"there are no notebooks in {NOTEBOOKS}: run this in a copy of the repository")
+
+
+def parameters_of(notebook: Path) -> dict[str, Parameter]:
+    """List the parameters of a notebook, as papermill finds them.
+
+    Raises:
+        ValueError: there is no such notebook, or a default is not a plain literal.
+    """
+    if not notebook.is_file():
+        raise ValueError(f"there is no notebook {notebook}")
+    try:
+        inspected = papermill.inspect_notebook(notebook)
+    except nbformat.reader.NotJSONError as error:
+        raise ValueError(f"{notebook} is not a notebook") from error
+    parameters = {}
+    for name, about in inspected.items():
+        try:
+            default = ast.literal_eval(about["default"])
+        except (ValueError, SyntaxError) as error:
+            raise ValueError(
+                f"{name} of {notebook.name} must have a plain literal as its default, got {about['default']}"
+            ) from error
+        kind = _TYPES.get(about["inferred_type_name"], type(default))
+        parameters[name] = Parameter(name, kind, default, about["help"])
+    return parameters
+
+
+def check_parameters(notebook: Path, values: Mapping[str, object]) -> dict[str, object]:
+    """Complete and check what a notebook is to run with.
+
+    Args:
+        notebook: the file.
+        values: of some of its parameters.
+
+    Returns:
+        All its parameters, in the notebook's order.
+
+    Raises:
+        ValueError: an unknown name, a wrong type, or as `parameters_of`.
+    """
+    known = parameters_of(notebook)
+    _require_known(notebook, known, values)
+    return {name: about.check(values[name]) if name in values else about.default for name, about in known.items()}
+
+
+def parse_parameters(notebook: Path, given: Sequence[tuple[str, str]]) -> dict[str, object]:
+    """Read a notebook's parameters from the command line.
+
+    Args:
+        notebook: the file.
+        given: names and values.
+
+    Raises:
+        ValueError: a name that is given twice or that is not the notebook's, or a wrong type.
+    """
+    texts = dict(given)
+    if len(texts) < len(given):
+        raise ValueError(f"a parameter is given twice: {', '.join(f'{name} {text}' for name, text in given)}")
+    known = parameters_of(notebook)
+    _require_known(notebook, known, texts)
+    return {name: known[name].parse(text) for name, text in texts.items()}
+
+
+def _require_known(notebook: Path, known: Mapping[str, Parameter], names: Iterable[str]) -> None:
+    if unknown := [name for name in names if name not in known]:
+        has = f"it has {', '.join(known)}" if known else "it has none"
+        raise ValueError(f"{notebook.name} has no parameter {', '.join(unknown)}; {has}")
+
+
+def run_notebook(
+    notebook: Path, folder: Path, parameters: Mapping[str, object] | None = None, time_limit: float = TIME_LIMIT
+) -> Run:
+    """Run one notebook; write the executed copy, its HTML, its figures and, last, result.json.
+
+    A failing notebook leaves its partial copy, with the error in it, and does not raise. Whoever finds a result.json
+    finds the rest complete.
+
+    Args:
+        notebook: the file to run, in its own folder; it is not changed.
+        folder: gets what is written.
+        parameters: values that replace those of the notebook's `parameters` cell.
+        time_limit: seconds for the whole notebook.
+
+    Raises:
+        ValueError: as `check_parameters`, or the time limit is not above 0.
+    """
+    if not time_limit > 0:
+        raise ValueError(f"the time limit must be above 0 seconds, got {time_limit:g}")
+    values = check_parameters(notebook, parameters or {})
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (folder / RESULT, *folder.glob("*.png")):
+        old.unlink(missing_ok=True)
+    executed = folder.resolve() / notebook.name
+    # For the notebook's kernel, which inherits them. Two torch threads on two busy cores are slower than one.
+    os.environ["VILAMP_HEADLESS"] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    start, metrics, failure = time.monotonic(), {}, None
+    try:
+        finished = papermill.execute_notebook(
+            notebook.resolve(),
+            executed,
+            parameters=dict(parameters or {}),
+            kernel_name="python3",
+            # papermill's own `cwd` would move the whole process, which other threads share.
+            resources={"metadata": {"path": str(notebook.resolve().parent)}},
+            # nbclient's limit is for each cell: it gets what is left of the notebook's.
+            timeout_func=lambda _: max(start + time_limit - time.monotonic(), 0.1),
+            start_timeout=_KERNEL_START,
+            # The kernel's own warnings, not the notebook's: one about TCP comes with every start.
+            extra_arguments=["--IPKernelApp.log_level=40"],
+            progress_bar=False,
+        )
+        metrics = recorded(finished)
+    except PapermillExecutionError as error:
+        failure = f"{_cell_reached(executed)}: {error.ename}: {error.evalue}"
+    except CellTimeoutError:
+        failure = f"{_cell_reached(executed)}: not finished after {time_limit:g} s"
+    except RuntimeError as error:  # the kernel died, or never started
+        failure = f"{_cell_reached(executed)}: {error}"
+    except ValueError as error:  # of `recorded`
+        failure = str(error)
+    seconds, failure = time.monotonic() - start, failure and " ".join(failure.split())
+    run = Run(notebook.stem, seconds, _export(executed), metrics, failure)
+    seeds = {name: value for name, value in values.items() if "seed" in name}
+    about = {"code": code_checksum(notebook), "parameters": values, "seeds": seeds}
+    write_json(folder / RESULT, asdict(run) | make_stamp(**about))
+    return run
+
+
+def run_notebooks(
+    notebooks: Sequence[Path], out: Path, parameters: Mapping[str, object] | None = None, time_limit: float = TIME_LIMIT
+) -> Iterator[Run]:
+    """Run notebooks one after the other, each into out/NAME; the others still run when one fails.
+
+    Args:
+        notebooks: the files.
+        out: the folder that gets a folder of each notebook's name.
+        parameters: as in `run_notebook`; every notebook must have them.
+        time_limit: seconds for each notebook.
+
+    Raises:
+        ValueError: two notebooks of one name, or as `run_notebook`, before anything runs.
+    """
+    names = [notebook.stem for notebook in notebooks]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{', '.join(repeated)} would be written twice to {out}: name each notebook once")
+    for notebook in notebooks:
+        check_parameters(notebook, parameters or {})
+    with progress_bar(len(notebooks), "notebooks", "reproduce") as bar:
+        for notebook in notebooks:
+            bar.set_postfix_str(notebook.stem)
+            yield run_notebook(notebook, out / notebook.stem, parameters, time_limit)
+            bar.update()
+
+
+def _cell_reached(executed: Path) -> str:
+    """Name the last cell that was started, by its place in the file and its id."""
+    cells = [cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code"]
+    started = [n for n, cell in enumerate(cells, start=1) if cell.metadata.get("papermill", {}).get("start_time")]
+    return f"code cell {started[-1]} ({cells[started[-1] - 1].id})" if started else "before the first cell"
+
+
+def _export(executed: Path) -> list[str]:
+    """Write the executed notebook as HTML, and its pictures as files named after their cells."""
+    content = nbformat.read(executed, as_version=4)
+    page, _ = HTMLExporter().from_notebook_node(content)
+    executed.with_suffix(".html").write_text(page)
+    names = []
+    for cell in content.cells:
+        pictures = [
+            output.data["image/png"] for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
+        ]
+        for number, picture in enumerate(pictures, start=1):
+            names.append(f"{cell.id}.png" if number == 1 else f"{cell.id}_{number}.png")
+            (executed.parent / names[-1]).write_bytes(base64.b64decode(picture))
+    return names

@@ -1,0 +1,281 @@
+"""Sweeps: a notebook run for each cell of a grid of parameters, in parallel on Dask, into one table and a figure.
+
+A sweep is a small YAML file::
+
+    notebook: 02                     # the start of a notebook's name, or a path relative to this file
+    parameters:                      # every combination is a cell of the grid
+      max_keyframes: [4, 8, 16]
+      similarity_threshold: [0.7, 0.85]
+    fixed: {fps: 0.5}                # other parameters; may be left out
+    metric: hit_at_5_dks             # what the figure shows; one that the notebook records
+    figure: {x: max_keyframes, y: similarity_threshold}    # a heat map; {x: …} or {x: …, hue: …} are curves
+
+`vilamp sweep FILE` runs it. A cell is finished when its `result.json` is there, which is written last and whole.
+Nothing else says how far a sweep has come, so it goes on after any process was killed: finished cells are never run
+again, the others are. A cell is known by its notebook's code and all its parameters: when one of them changes, it is
+another cell. The package's code and the files that a notebook reads are not looked at; choose another folder when they
+change.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+import yaml
+from dask.distributed import Client, LocalCluster, as_completed
+from dask.system import CPU_COUNT
+
+from vilamp_lite.common.files import alone_in, written_whole
+from vilamp_lite.common.fingerprints import code_checksum
+from vilamp_lite.common.progress import progress_bar
+from vilamp_lite.notebook.reproduce import RESULT, TIME_LIMIT, check_parameters, find_notebook, run_notebook
+
+_FIELDS = ("notebook", "parameters", "fixed", "metric", "figure")
+
+
+_FIGURES = ({"x"}, {"x", "hue"}, {"x", "y"})
+
+
+_CONNECT = "20s"  # to a scheduler that should be there already
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A grid over a notebook's parameters.
+
+    Attributes:
+        notebook: the file.
+        grid: each parameter's values; every combination is a cell.
+        metric: what the figure shows, one of those that the notebook records.
+        fixed: values of other parameters.
+        figure: parameters on its axes: "x" and "y" for a heat map, "x" alone or with "hue" for curves.
+    """
+
+    notebook: Path
+    grid: Mapping[str, list[object]]
+    metric: str
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    figure: Mapping[str, str] = field(default_factory=dict)
+
+    def cells(self) -> dict[str, dict[str, object]]:
+        """The grid's cells, the last parameter changing fastest: each one's name and the parameters it sets."""
+        code = code_checksum(self.notebook)
+        defaults = check_parameters(self.notebook, {})
+        cells = {}
+        for values in product(*self.grid.values()):
+            own = dict(zip(self.grid, values, strict=True)) | self.fixed
+            known_by = json.dumps([code, defaults | own], sort_keys=True)
+            cells[sha256(known_by.encode()).hexdigest()[:16]] = own
+        return cells
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep came to.
+
+    Attributes:
+        table: a row for each cell of the grid, in its order: the grid's parameters, the metrics (empty where the cell
+            failed), and the cell's name.
+        failed: the error of each cell that failed, by the cell's name.
+    """
+
+    table: pd.DataFrame
+    failed: dict[str, str]
+
+
+def load_sweep(file: Path) -> Sweep:
+    """Read a sweep from a YAML file.
+
+    Raises:
+        ValueError: no such file, not YAML, a field that is missing or unknown, an unknown parameter, a value of the
+            wrong type or one that is given twice.
+    """
+    if not file.is_file():
+        raise ValueError(f"there is no sweep {file}")
+    try:
+        content = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must have the fields {', '.join(_FIELDS)}")
+    fields = {"fixed": {}, "figure": {}} | content
+    if unknown := sorted(map(str, set(fields) - set(_FIELDS))):
+        raise ValueError(f"{file} has no use for {', '.join(unknown)}; its fields are {', '.join(_FIELDS)}")
+    if missing := [name for name in _FIELDS if name not in fields]:
+        raise ValueError(f"{file} lacks {', '.join(missing)}")
+    if not all(isinstance(fields[name], dict) for name in ("parameters", "fixed", "figure")):
+        raise ValueError(f"{file}: parameters, fixed and figure must be maps, as in parameters: {{seed: [0, 1]}}")
+    # YAML reads 02 as a number.
+    number = fields["notebook"]
+    notebook = find_notebook(f"{number:02}" if type(number) is int else str(number), file.parent)
+    grid = {name: _values(notebook, name, values) for name, values in fields["parameters"].items()}
+    if not grid:
+        raise ValueError(f"{file}: parameters is empty, and so is the grid")
+    if both := [name for name in fields["fixed"] if name in grid]:
+        raise ValueError(f"{file}: {', '.join(both)} cannot be in the grid and fixed")
+    fixed = {name: _values(notebook, name, [value])[0] for name, value in fields["fixed"].items()}
+    # Without a word about it: curves over the first parameter, one for each value of the second.
+    figure = {axis: str(name) for axis, name in fields["figure"].items()} or dict(zip(("x", "hue"), grid, strict=False))
+    if set(figure) not in _FIGURES or not set(figure.values()) <= set(grid) or len(set(figure.values())) < len(figure):
+        raise ValueError(
+            f"{file}: figure must be {{x, y}}, {{x}} or {{x, hue}}, each another one of {', '.join(grid)}; got {figure}"
+        )
+    return Sweep(notebook, grid, str(fields["metric"]), fixed, figure)
+
+
+def _values(notebook: Path, name: str, values: object) -> list[object]:
+    """Check one parameter's values."""
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"{name} of the grid must be a list of values, got {values!r}")
+    checked = [check_parameters(notebook, {name: value})[name] for value in values]
+    if any(value in checked[:n] for n, value in enumerate(checked)):
+        raise ValueError(f"{name} of the grid has a value twice: {values}")
+    return checked
+
+
+def run_sweep(
+    sweep: Sweep,
+    out: Path,
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    time_limit: float = TIME_LIMIT,
+) -> SweepResult:
+    """Run the cells that are not finished yet; write out/table.csv and out/figure.png, each cell to out/cells/CELL.
+
+    Failed cells, too, are run again.
+
+    Args:
+        sweep: the grid.
+        out: a folder; the same sweep, or a larger one over the same notebook, goes on there.
+        workers: local processes, one core each; as many as there are cores when left out.
+        scheduler: address of a Dask scheduler whose workers see the same files and have the same packages, instead.
+        time_limit: seconds for each cell.
+
+    Raises:
+        ValueError: another process works in `out`, a cell does not record the metric, or the time limit is not above 0.
+        OSError: there is no scheduler at that address.
+    """
+    if not time_limit > 0:
+        raise ValueError(f"the time limit must be above 0 seconds, got {time_limit:g}")
+    out = out.resolve()
+    cells = sweep.cells()
+    with alone_in(out, "sweep"):
+        results = {cell: _finished(out / "cells" / cell) for cell in cells}
+        waiting = [cell for cell, result in results.items() if result is None]
+        for result in filter(None, results.values()):
+            _require_metric(sweep, result)
+        failed = {}
+        done = len(cells) - len(waiting)
+        with progress_bar(len(cells), "cells", out.name, initial=done) as bar:
+            for cell, error in _run(
+                sweep, {cell: cells[cell] for cell in waiting}, out, workers, scheduler, time_limit
+            ):
+                results[cell] = _finished(out / "cells" / cell)
+                if error:
+                    failed[cell] = error
+                else:
+                    _require_metric(sweep, results[cell])
+                bar.update()
+        table = _table(sweep, cells, results)
+        with written_whole(out / "table.csv") as waiting:
+            table.to_csv(waiting, index=False)
+        with written_whole(out / "figure.png") as waiting:
+            _draw(sweep, table, waiting)
+    # In the grid's order, not in that of failing.
+    return SweepResult(table, {cell: failed[cell] for cell in cells if cell in failed})
+
+
+def _run(
+    sweep: Sweep,
+    cells: Mapping[str, dict[str, object]],
+    out: Path,
+    workers: int | None,
+    scheduler: str | None,
+    time_limit: float,
+) -> Iterator[tuple[str, str | None]]:
+    """Run cells on Dask; each one's name and error, in the order of their ends."""
+    if not cells:
+        return
+    with _client(min(workers or CPU_COUNT, len(cells)), scheduler) as client:
+        # A key that names the folder: if an earlier client was killed, the scheduler may still be at work on it.
+        futures = {
+            client.submit(
+                _run_cell, sweep.notebook, out / "cells" / cell, own, time_limit, key=str(out / "cells" / cell)
+            ): cell
+            for cell, own in cells.items()
+        }
+        for future in as_completed(futures):
+            failure = future.exception()
+            error = future.result() if failure is None else f"{type(failure).__name__}: {failure}"
+            yield futures[future], error
+
+
+@contextmanager
+def _client(workers: int, scheduler: str | None) -> Iterator[Client]:
+    """Connect to the user's cluster, or to one of processes here that ends with this one."""
+    if scheduler:
+        with Client(scheduler, timeout=_CONNECT) as client:
+            yield client
+    else:
+        with (
+            LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+            Client(cluster) as client,
+        ):
+            yield client
+
+
+def _run_cell(notebook: Path, folder: Path, parameters: dict[str, object], time_limit: float) -> str | None:
+    """Run one cell, on a worker, and return its error."""
+    # Dask runs a task again when its worker died before it could report the end.
+    if _finished(folder):
+        return None
+    return run_notebook(notebook, folder, parameters, time_limit).error
+
+
+def _finished(folder: Path) -> dict[str, object] | None:
+    """The result of a cell that came to its end without an error."""
+    try:
+        result = json.loads((folder / RESULT).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return result if result["error"] is None else None
+
+
+def _require_metric(sweep: Sweep, result: Mapping[str, object]) -> None:
+    """Refuse a cell that does not record the metric, or records one that is called like another column."""
+    if both := [name for name in result["metrics"] if name in (*sweep.grid, "cell")]:
+        raise ValueError(f"{sweep.notebook.name} records {', '.join(both)}, which is another column of the table")
+    if sweep.metric not in result["metrics"]:
+        known = ", ".join(result["metrics"]) or "nothing (see vilamp_lite/metrics.py)"
+        raise ValueError(f"{sweep.notebook.name} does not record the metric {sweep.metric!r}; it records {known}")
+
+
+def _table(sweep: Sweep, cells: Mapping[str, dict[str, object]], results: Mapping[str, dict | None]) -> pd.DataFrame:
+    """One row for each cell: its parameters, metrics and name."""
+    rows = []
+    for cell, own in cells.items():
+        # A list in a table's cell is written as text.
+        place = {
+            name: json.dumps(own[name]) if isinstance(own[name], (list, dict)) else own[name] for name in sweep.grid
+        }
+        rows.append(place | (results[cell]["metrics"] if results[cell] else {}) | {"cell": cell})
+    table = pd.DataFrame(rows)
+    return table[[name for name in table.columns if name != "cell"] + ["cell"]]
+
+
+def _draw(sweep: Sweep, table: pd.DataFrame, file: Path) -> None:
+    """Draw the metric over the figure's axes, unless every cell failed."""
+    if sweep.metric not in table:
+        return
+    # Imported here: torch takes seconds, and the workers should not wait for it.
+    from vilamp_lite import plots
+
+    plots.set_style()
+    draw = plots.sweep_heat_map if "y" in sweep.figure else plots.sweep_curves
+    draw(table[[*sweep.grid, sweep.metric]], sweep.metric, **sweep.figure).savefig(file)

@@ -1,0 +1,456 @@
+"""Encode a video once, ask any number of questions: what no question changes, kept on disk.
+
+    STORE/manifest.json                        what all shards were made of: video, sampling, model, type
+    STORE/frames-00000-CHECKSUM.safetensors    selector embeddings, float32 [B, query_size]; timestamps, float64 [B]
+    STORE/patches-00000-CHECKSUM.safetensors   patch features, [B, M, D_v]
+
+A question then takes selection, merging and the language model alone. A patch in half precision is all the disk that
+counts: a frame takes 729 · 1152 · 2 bytes = 1.7 MB with the paper's model.
+
+A file is written whole beside the others and then renamed, so a kill at any moment leaves the shards before it as they
+are. Its name holds the checksum of its bytes and of the manifest: what is cut short, altered, or of another store shows
+itself, and `encode` makes it anew.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import blake2b
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import safe_open
+
+from vilamp_lite.common.checks import require_finite
+from vilamp_lite.common.files import LOCK, alone_in
+from vilamp_lite.common.fingerprints import file_sha256
+from vilamp_lite.common.progress import progress_bar
+from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
+from vilamp_lite.processing import ViLaMPProcessor
+from vilamp_lite.streaming.encode import FrameProcessor, frames_at_once
+from vilamp_lite.video.ahead import made_ahead, mapped_ahead
+from vilamp_lite.video.source import FrameBatch, FrameStream, stream_frames
+
+FRAMES_PER_SHARD = 32  # a multiple of `frames_at_once`; 54 MB with the paper's model
+
+
+STORED_TYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+_KINDS = ("frames", "patches")
+
+
+_READERS = 4  # threads, each with a shard in memory
+
+
+_MANIFEST, _WAITING = "manifest.json", ".waiting"
+
+
+_SHARD_NAME = re.compile(r"(frames|patches)-(\d{5,})-[0-9a-f]{16}\.safetensors")
+
+
+_Shard = tuple[str, int]  # kind and number
+
+
+@dataclass(frozen=True)
+class StoreSummary:
+    """What a store holds.
+
+    Attributes:
+        num_frames: N.
+        shards: of up to `FRAMES_PER_SHARD` frames each.
+        num_bytes: of all shards together.
+        dtype: of the stored patches, such as "float16".
+        error: the largest relative error of a patch, ‖stored − computed‖ / ‖computed‖.
+    """
+
+    num_frames: int
+    shards: int
+    num_bytes: int
+    dtype: str
+    error: float
+
+
+class FeatureStore:
+    """One video's selector embeddings, patch features and timestamps, in a folder.
+
+    One process writes at a time; any number may read.
+
+    Attributes:
+        folder: where it lies.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Name the folder; `open` checks it."""
+        self.folder = folder
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> "FeatureStore":
+        """Open a store, or name a folder that `encode` will make one of.
+
+        Raises:
+            ValueError: the folder holds other files, its manifest is damaged, or it is no folder.
+        """
+        store = cls(Path(folder))
+        if store.folder.exists() and not store.folder.is_dir():
+            raise ValueError(f"{folder} is not a folder: a store is one")
+        if store.folder.is_dir() and store._manifest() is None:
+            others = {path.name for path in store.folder.iterdir()} - {LOCK, _WAITING}
+            if others:
+                raise ValueError(f"{folder} holds other files and no {_MANIFEST}: name a store, or a new folder")
+        return store
+
+    @property
+    def num_frames(self) -> int:
+        """N, the frames of the video.
+
+        Raises:
+            ValueError: no video has been encoded into this folder.
+        """
+        return self.settings["num_frames"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the store was made of: video, fps, max_frames, num_frames, dtype, and what tells the model.
+
+        Raises:
+            ValueError: no video has been encoded into this folder.
+        """
+        manifest = self._manifest()
+        if manifest is None:
+            raise ValueError(f"{self.folder} holds no encoded video: `vilamp encode VIDEO` makes a store")
+        return manifest
+
+    # --- Writing -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(
+        self,
+        video: str | os.PathLike[str],
+        model: ViLaMPForConditionalGeneration,
+        processor: FrameProcessor,
+        *,
+        fps: float | None = None,
+        max_frames: int | None = None,
+        dtype: torch.dtype = torch.float16,
+    ) -> None:
+        """Write what is missing of a video's features, in one pass over the file; all of it, the first time.
+
+        Shards that are there are checked first; damaged ones are made anew. However often this was interrupted, the
+        files are the same in the end, on the same machine. Memory: two batches of frames, and a few times one shard.
+
+        Args:
+            video: the video file.
+            model: its vision tower and selector make the features.
+            processor: makes pixels, such as `ViLaMPProcessor`.
+            fps: frames sampled per second; the configuration's when left out.
+            max_frames: the most frames to sample, spread over the video.
+            dtype: of the stored patches, one of `STORED_TYPES`; what it costs is in `summary().error`. Selector
+                embeddings stay in float32: a keyframe is chosen by thresholds.
+
+        Raises:
+            ValueError: bad options; more tokens than the language model's context holds; the store is of another video,
+                sampling, model or type, or another process writes to it; a patch that the type can't hold.
+            VideoError: the file can't be read, or not to its end.
+            OSError: the disk is full, or can't be written to; finished shards are kept.
+        """
+        if dtype not in STORED_TYPES:
+            raise ValueError(f"dtype must be one of {', '.join(map(_type_name, STORED_TYPES))}, got {dtype}")
+        fps = float(model.config.fps if fps is None else fps)
+        stream = stream_frames(video, fps=fps, max_frames=max_frames, batch_size=frames_at_once(model.config))
+        model.config.require_room(stream.num_frames)
+        made_of = {
+            "video": file_sha256(video),
+            "fps": fps,
+            "max_frames": None if max_frames is None else int(max_frames),
+            "num_frames": stream.num_frames,
+            "dtype": _type_name(dtype),
+            **_model_settings(model, processor),
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with alone_in(self.folder, "encoding"):
+            self._claim(made_of)
+            if missing := self._clean():
+                self._fill(stream, missing, model, processor, dtype)
+
+    def _claim(self, made_of: dict[str, Any]) -> None:
+        """Write the manifest of a new store; refuse to add to a store that was made otherwise."""
+        found = self._manifest()
+        if found is None:
+            self._write(_MANIFEST, (json.dumps(made_of, indent=1) + "\n").encode())
+        elif other := _differences(found, made_of):
+            raise ValueError(
+                f"{self.folder} was encoded otherwise ({other}); choose another folder, or delete it to start again"
+            )
+
+    def _clean(self) -> set[int]:
+        """Delete shards that are damaged or half there, and return the numbers of those to be made."""
+        shards = self._shards()
+        checked = mapped_ahead(lambda key: self._name(*key, shards[key].read_bytes()), shards, _READERS)
+        intact = {key for key, name in zip(shards, checked, strict=True) if name == shards[key].name}
+        whole = {number for number in range(self._count) if all((kind, number) in intact for kind in _KINDS)}
+        for number in {number for _, number in shards} - whole:
+            for path in self.folder.glob(f"*-{number:05d}-*.safetensors"):
+                path.unlink()
+        return set(range(self._count)) - whole
+
+    def _fill(
+        self,
+        stream: FrameStream,
+        missing: set[int],
+        model: ViLaMPForConditionalGeneration,
+        processor: FrameProcessor,
+        dtype: torch.dtype,
+    ) -> None:
+        """Encode the frames of the missing shards; the others are only decoded past."""
+        last = max(missing)
+
+        def prepared() -> Iterator[tuple[FrameBatch, int, list[torch.Tensor]]]:
+            """Batches, their shard's number and, where that is missing, their pixels for selector and vision tower."""
+            seen = 0
+            with closing(stream):
+                for batch in stream:
+                    number = seen // FRAMES_PER_SHARD
+                    seen += len(batch.frames)
+                    if number > last:
+                        return
+                    makers = (processor.selector_pixels, processor.vision_pixels) if number in missing else ()
+                    yield batch, number, [make(batch.frames) for make in makers]
+
+        parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        seen = 0
+        batches = made_ahead(prepared())
+        with closing(batches), progress_bar(stream.num_frames, "frames", "decode, encode") as bar:
+            for batch, number, pixels in batches:
+                seen += len(batch.frames)
+                bar.update(len(batch.frames))
+                if not pixels:
+                    continue
+                selector_pixels, vision_pixels = pixels
+                embeds = model.embed_frames(selector_pixels)
+                patches = model.patch_features(vision_pixels)
+                parts.append((embeds.cpu(), torch.from_numpy(batch.timestamps), patches.cpu()))
+                if seen % FRAMES_PER_SHARD == 0 or seen == stream.num_frames:
+                    self._write_shard(number, *map(torch.cat, zip(*parts, strict=True)), dtype)
+                    parts.clear()
+
+    def _write_shard(
+        self, number: int, embeds: torch.Tensor, timestamps: torch.Tensor, patches: torch.Tensor, dtype: torch.dtype
+    ) -> None:
+        require_finite(embeds, embeds=embeds)
+        require_finite(patches, patches=patches)
+        stored = patches.to(dtype)
+        error = ((stored.float() - patches.float()).norm(dim=-1) / patches.float().norm(dim=-1).clamp(min=1e-8)).max()
+        if not error.isfinite():
+            largest = float(patches.abs().max())
+            raise ValueError(f"{_type_name(dtype)} can't hold patches of up to {largest:.3g}: store them as bfloat16")
+        contents = {
+            "frames": ({"embeds": embeds.float(), "timestamps": timestamps}, None),
+            # One entry: safetensors writes several in any order, and equal shards should be equal files.
+            "patches": ({"patches": stored}, {"error": f"{float(error):.6g}"}),
+        }
+        for kind, (tensors, metadata) in contents.items():
+            data = safetensors.torch.save(tensors, metadata)
+            self._write(self._name(kind, number, data), data)
+
+    def _write(self, name: str, data: bytes) -> None:
+        """Write a file whole or not at all, and onto the disk: a store is hours of work."""
+        waiting = self.folder / _WAITING
+        try:
+            with waiting.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(waiting, self.folder / name)
+        except OSError as error:
+            raise OSError(
+                f"can't write {len(data):,} bytes into {self.folder} ({error.strerror}); what is finished there is "
+                "kept: make room, and run the same command again"
+            ) from error
+        finally:
+            waiting.unlink(missing_ok=True)
+
+    # --- Reading -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def ask(
+        self,
+        model: ViLaMPForConditionalGeneration,
+        question: str,
+        processor: ViLaMPProcessor,
+        *,
+        max_new_tokens: int = 256,
+    ) -> str:
+        """Answer a question about the video, greedily, without its file: selection, merging, language model.
+
+        Args:
+            model: the one that `encode` had; its K, thresholds, merger, connectors and language model may be others.
+            question: what to answer.
+            processor: the model's.
+            max_new_tokens: the longest answer.
+
+        Raises:
+            ValueError: as `sequence`.
+        """
+        sequence = self.sequence(model, question, processor)
+        prompts = processor.prompts([question])
+        answer = model.generate(
+            **prompts, video_embeds=[sequence.embeds], max_new_tokens=max_new_tokens, do_sample=False
+        )
+        return processor.batch_decode(answer)[0]
+
+    @torch.no_grad()
+    def sequence(
+        self, model: ViLaMPForConditionalGeneration, query: str, processor: FrameProcessor
+    ) -> MixedPrecisionSequence:
+        """Make the video's mixed-precision sequence for a query, as `encode_video` does from the file.
+
+        Memory: about six shards, one selector embedding per frame, the patches of reference frames, and the
+        tokens.
+
+        Args:
+            model: the one that `encode` had, see `ask`.
+            query: what the keyframes should be relevant to.
+            processor: the model's.
+
+        Raises:
+            ValueError: the store was made by another model, is incomplete or damaged; more tokens than the language
+                model's context holds; or no frame is a keyframe.
+        """
+        if other := _differences(self.settings, _model_settings(model, processor)):
+            raise ValueError(
+                f"{self.folder} was encoded by another model ({other}): give the model that it was encoded with"
+            )
+        model.config.require_room(self.num_frames)
+        shards = self._complete()
+        frames = [self._read(shards, "frames", number) for number in range(self._count)]
+        query_embed = model.embed_query(**processor.selector_query([query]))[0]
+
+        def patches_at(frame: int) -> torch.Tensor:
+            number, row = divmod(frame, FRAMES_PER_SHARD)
+            return model.onto_tower(self._read(shards, "patches", number)["patches"][row])
+
+        sequence = model.distill(
+            torch.cat([shard["embeds"] for shard in frames]),
+            map(model.onto_tower, self._patch_batches(shards)),
+            patches_at,
+            query_embed,
+        )
+        timestamps = torch.cat([shard["timestamps"] for shard in frames])
+        return replace(sequence, timestamps=timestamps.numpy())
+
+    def summary(self) -> StoreSummary:
+        """Say what the store holds.
+
+        Raises:
+            ValueError: it holds no video, or is incomplete.
+        """
+        shards, errors = self._complete(), []
+        for (kind, _), path in shards.items():
+            if kind == "patches":
+                with safe_open(path, "pt") as shard:
+                    errors.append(float(shard.metadata()["error"]))
+        num_bytes = sum(path.stat().st_size for path in shards.values())
+        return StoreSummary(self.num_frames, self._count, num_bytes, self.settings["dtype"], max(errors))
+
+    def _patch_batches(self, shards: dict[_Shard, Path]) -> Iterator[torch.Tensor]:
+        """Yield all patches in order, a shard at a time; threads read the next ones and check them."""
+        with progress_bar(self.num_frames, "frames", "merge") as bar:
+            for shard in mapped_ahead(partial(self._read, shards, "patches"), range(self._count), _READERS):
+                yield shard["patches"]
+                bar.update(len(shard["patches"]))
+
+    def _read(self, shards: dict[_Shard, Path], kind: str, number: int) -> dict[str, torch.Tensor]:
+        """Read a shard whose bytes are what was written."""
+        path = shards[kind, number]
+        data = path.read_bytes()
+        if self._name(kind, number, data) != path.name:
+            raise ValueError(f"{path} is damaged: run `vilamp encode` again with the same video, which makes it anew")
+        return safetensors.torch.load(data)
+
+    # --- Files -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _count(self) -> int:
+        """How many shards of each kind the video takes."""
+        return ceil(self.num_frames / FRAMES_PER_SHARD)
+
+    def _shards(self) -> dict[_Shard, Path]:
+        """The shards that are there, whole or not."""
+        found = [(_SHARD_NAME.fullmatch(path.name), path) for path in self.folder.iterdir()]
+        return {(match[1], int(match[2])): path for match, path in found if match}
+
+    def _complete(self) -> dict[_Shard, Path]:
+        """All shards.
+
+        Raises:
+            ValueError: one is not there.
+        """
+        count, shards = self._count, self._shards()
+        lacking = sorted({number for number in range(count) for kind in _KINDS if (kind, number) not in shards})
+        if lacking:
+            raise ValueError(
+                f"{self.folder} lacks {len(lacking)} of {count} shards: run `vilamp encode` again with the same video, "
+                "which goes on where it was stopped"
+            )
+        return shards
+
+    def _name(self, kind: str, number: int, data: bytes) -> str:
+        """The name of a shard that holds these bytes."""
+        checksum = blake2b(json.dumps([self.settings, kind, number]).encode(), digest_size=8)
+        checksum.update(data)
+        return f"{kind}-{number:05d}-{checksum.hexdigest()}.safetensors"
+
+    def _manifest(self) -> dict[str, Any] | None:
+        file = self.folder / _MANIFEST
+        if not file.is_file():
+            return None
+        try:
+            manifest = json.loads(file.read_text())
+            if manifest["num_frames"] >= 1:
+                return manifest
+        except (ValueError, KeyError, TypeError):
+            pass
+        raise ValueError(f"{file} is damaged, or no store's; delete the folder to start again, or choose another")
+
+
+def _model_settings(model: ViLaMPForConditionalGeneration, processor: FrameProcessor) -> dict[str, Any]:
+    """What of a model the features depend on: its two towers' weights, the layer that is read, and the pixels."""
+    towers = {"selector": model.selector, "vision_tower": model.vision_tower}
+    weights = [value for tower in towers.values() for _, value in sorted(tower.state_dict().items())]
+    picture = np.arange(48 * 64 * 3).astype(np.uint8).reshape(1, 48, 64, 3)
+    return {
+        "weights": f"{_type_name(model.vision_tower.dtype)} {_checksum(weights)}",
+        "vision_feature_layer": model.config.vision_feature_layer,
+        "pixels": _checksum([processor.vision_pixels(picture), processor.selector_pixels(picture)]),
+    }
+
+
+def _checksum(tensors: list[torch.Tensor]) -> str:
+    """One checksum of tensors, of the checksums of each: a full-size model's take seconds in one thread."""
+    return blake2b(b"".join(mapped_ahead(_digest, tensors, os.cpu_count() or 1)), digest_size=8).hexdigest()
+
+
+def _digest(tensor: torch.Tensor) -> bytes:
+    checksum = blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    checksum.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return checksum.digest()
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """Name what is not as wanted."""
+    return "; ".join(
+        f"{name} {found.get(name)}, not {value}" for name, value in wanted.items() if found.get(name) != value
+    )
+
+
+def _type_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

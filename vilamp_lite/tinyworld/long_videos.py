@@ -1,0 +1,133 @@
+"""A long TinyWorld video, made once and kept: ten thousand frames at one per second are 2 hours and 46 minutes.
+
+It is made in parts, so that an interrupted run goes on where it was, and the parts are joined without encoding again.
+Beside X.mp4 stands X.json: the question, its needles, and the file's SHA-256.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+from filelock import FileLock
+
+from vilamp_lite.common.files import written_whole
+from vilamp_lite.common.fingerprints import file_sha256
+from vilamp_lite.common.progress import progress_bar
+from vilamp_lite.tinyworld.haystack import Haystack, describe_haystack, hide
+from vilamp_lite.tinyworld.questions import sample_questions
+from vilamp_lite.tinyworld.render import FORMAT_TAG, Scene, write_video
+
+PART_FRAMES = 1000  # at least; a part ends with a scene
+
+
+@dataclass(frozen=True)
+class LongVideo:
+    """A video on disk and what it hides.
+
+    Attributes:
+        path: the file, one frame per second.
+        haystack: its scenes, the question, and where the needles are.
+    """
+
+    path: Path
+    haystack: Haystack
+
+
+def long_video(
+    folder: Path, num_frames: int, depth: float = 0.5, family: str = "attribute", seed: int = 0
+) -> LongVideo:
+    """Make a needle in a haystack of any length, or find the one that was made before.
+
+    A file whose checksum is not the recorded one, or that hides something else, is made anew; while one process makes
+    it, others wait. The same arguments draw the same pictures anywhere; x264 stores them in other bytes from run to
+    run, a little differently.
+
+    Memory: one scene.
+
+    Args:
+        folder: where videos are kept.
+        num_frames: N, one per second.
+        depth: of the needle, from 0 to 1.
+        family: of the question, in `FAMILIES`.
+        seed: of the question and the haystack.
+
+    Raises:
+        ValueError: as `sample_questions` and `hide`.
+        OSError: the folder can't be written to; finished parts are kept.
+    """
+    (question,) = sample_questions(family, 1, seed)
+    haystack = hide(question, num_frames, depth, seed)
+    path = folder / f"{family.replace(' ', '_')}-{num_frames}-depth{float(depth)}-seed{seed}.mp4"
+    about = describe_haystack(haystack, path, num_frames)
+    if not _is_intact(path, about):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not _is_intact(path, about):
+                _make(haystack, num_frames, path, about)
+    return LongVideo(path, haystack)
+
+
+def _make(haystack: Haystack, num_frames: int, path: Path, about: dict[str, Any]) -> None:
+    parts = path.with_suffix(".parts")
+    parts.mkdir(exist_ok=True)
+    _join(_write_parts(haystack.scenes, num_frames, parts), path)
+    with written_whole(path.with_suffix(".json")) as waiting:
+        waiting.write_text(json.dumps(about | {"sha256": file_sha256(path)}, indent=1) + "\n")
+    shutil.rmtree(parts)
+
+
+def _is_intact(path: Path, about: dict[str, Any]) -> bool:
+    try:
+        found = json.loads(path.with_suffix(".json").read_text())
+        return found == json.loads(json.dumps(about)) | {"sha256": file_sha256(path)}
+    except (OSError, ValueError):
+        return False
+
+
+def _write_parts(scenes: Iterable[Scene], num_frames: int, folder: Path) -> list[Path]:
+    """Write the parts that are not there yet; all of them, in order."""
+    paths = []
+    with progress_bar(num_frames, "frames", "draw the video") as bar:
+        for number, part in enumerate(_in_parts(scenes)):
+            paths.append(folder / f"{number:06d}.mp4")
+            if not paths[-1].is_file():
+                write_video(paths[-1], part)
+            bar.update(sum(scene.num_frames for scene in part))
+    return paths
+
+
+def _in_parts(scenes: Iterable[Scene]) -> Iterator[list[Scene]]:
+    part: list[Scene] = []
+    for scene in scenes:
+        part.append(scene)
+        if sum(one.num_frames for one in part) >= PART_FRAMES:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def _join(parts: list[Path], path: Path) -> None:
+    """Put the parts' packets one after the other into one file; all were encoded alike."""
+    waiting = parts[0].with_name("joined.mp4")
+    with av.open(waiting, "w", options={"movflags": "+faststart"}) as joined:
+        joined.metadata["comment"] = FORMAT_TAG
+        stream, seconds = None, 0
+        for part in parts:
+            with av.open(part) as source:
+                (video,) = source.streams.video
+                stream = stream or joined.add_stream_from_template(video)
+                start = round(seconds / video.time_base)
+                for packet in source.demux(video):
+                    if packet.pts is None:  # the end
+                        continue
+                    packet.pts, packet.dts = packet.pts + start, packet.dts + start
+                    packet.stream = stream
+                    joined.mux(packet)
+                seconds += video.frames
+    os.replace(waiting, path)

@@ -1,0 +1,97 @@
+"""decord as a second decoder, only with the files that it was found to decode like PyAV, to the bit."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from vilamp_lite.video.decoding import Pictures
+from vilamp_lite.video.timeline import Plan, Timeline, VideoError, demux, opened
+
+# The codecs that decord 0.6.0 was found to decode like PyAV, to the bit, where every keyframe is a clean start: what
+# the first byte of a unit inside such a keyframe says. (Every keyframe of VP9 is one.)
+_CLEAN_START = {
+    "h264": lambda header: header & 0x1F == 5,  # IDR picture
+    "hevc": lambda header: header >> 1 & 0x3F in (19, 20),  # IDR picture, with or without leading ones
+    "vp9": None,
+}
+
+
+_DECORD_THREADS = 2
+
+
+_DECORD_BATCH = 32  # memory: decord holds a batch twice
+
+
+def open_with_decord(timeline: Timeline) -> Any:
+    """Open a file with decord, or raise VideoError if decord would get it wrong."""
+    path = timeline.info.path
+    try:
+        # Imported here: not every platform has a wheel, and loading it costs memory that PyAV's users needn't pay.
+        import decord
+    except ImportError as error:
+        raise VideoError(f"{path}: decord isn't installed here; use backend='auto' or 'pyav'") from error
+    if objection := _decord_objection(timeline):
+        raise VideoError(f"{path}: decord can't be trusted with {objection}; use backend='auto' or 'pyav'")
+    try:
+        reader = decord.VideoReader(str(path.absolute()), num_threads=_DECORD_THREADS)
+    except (decord.DECORDError, RuntimeError) as error:
+        raise VideoError(f"{path}: decord can't open it; use backend='auto' or 'pyav'") from error
+    if len(reader) != len(timeline.ticks):
+        raise VideoError(
+            f"{path}: decord finds {len(reader)} frames of {len(timeline.ticks)}; use backend='auto' or 'pyav'"
+        )
+    return reader
+
+
+def _decord_objection(timeline: Timeline) -> str | None:
+    """Say what about a file decord 0.6.0 hangs on, skips or shows wrongly; None if nothing."""
+    if not timeline.container.startswith("mov"):
+        return f"the container {timeline.container}, only with MP4 and MOV"
+    if timeline.info.codec not in _CLEAN_START:
+        return f"the codec {timeline.info.codec}, only with {', '.join(_CLEAN_START)}"
+    if timeline.hidden:
+        return f"an edit list: it would show the {timeline.hidden} frames hidden by it"
+    if not _starts_cleanly(timeline):
+        return "keyframes that aren't clean starts (open GOPs, intra refresh): it seeks to them and shows wrong frames"
+    return None
+
+
+def _starts_cleanly(timeline: Timeline) -> bool:
+    """Tell whether decoding can start at each keyframe of an MP4 file and be exact."""
+    is_clean = _CLEAN_START[timeline.info.codec]
+    if is_clean is None:
+        return True
+    with opened(timeline.info.path) as (container, stream):
+        return all(
+            any(map(is_clean, _unit_headers(bytes(packet))))
+            for packet in demux(container, stream)
+            if packet.is_keyframe
+        )
+
+
+def _unit_headers(data: bytes) -> Iterator[int]:
+    """Yield the first byte of each unit in an H.264 or HEVC packet as MP4 stores it: 4 bytes of length, then data."""
+    at = 0
+    while at + 4 < len(data):
+        yield data[at + 4]
+        at += 4 + int.from_bytes(data[at : at + 4])
+
+
+def decord_pictures(reader: Any, timeline: Timeline, plan: Plan) -> Pictures:
+    """Yield the planned pictures as decord decodes them."""
+    from decord import DECORDError
+
+    for start in range(0, len(plan.positions), _DECORD_BATCH):
+        # decord is given each frame once, in ascending order, so that it decodes forwards.
+        positions, copies = np.unique(plan.positions[start : start + _DECORD_BATCH], return_inverse=True)
+        try:
+            pictures = reader.get_batch(positions.tolist()).asnumpy()
+        except (DECORDError, RuntimeError) as error:
+            at = timeline.seconds(timeline.ticks[positions[0]])
+            raise VideoError(
+                f"{timeline.info.path}: decord stopped after {at:.2f} s of {timeline.info.duration:.2f} s; use "
+                "backend='auto' or 'pyav'"
+            ) from error
+        for row in copies:
+            yield pictures[row], int(positions[row])

@@ -1,0 +1,245 @@
+"""When each frame of a file is shown, read from its packets, and which frame serves each sample."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+
+# Containers whose header states the length of the video. For others (MPEG-TS, raw streams) FFmpeg only estimates it
+# from the packets, so it can't tell that some are missing.
+_LENGTH_IN_HEADER = ("mov", "matroska", "avi", "flv", "asf")
+
+
+class VideoError(ValueError):
+    """A video file that can't be read in full; the message says which, why, where, and what to do."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video file holds.
+
+    Attributes:
+        path: The file.
+        duration: Seconds from the first frame's start to the last frame's end.
+        fps: Average frames per second.
+        num_frames: Frames that are shown; frames hidden by an edit list don't count.
+        width: Pixels across, as displayed (after rotation).
+        height: Pixels down, as displayed (after rotation).
+        codec: FFmpeg's name of the codec, such as "h264".
+    """
+
+    path: Path
+    duration: float
+    fps: float
+    num_frames: int
+    width: int
+    height: int
+    codec: str
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When each frame of a file is shown.
+
+    Attributes:
+        info: Public description of the file.
+        ticks: Presentation time of each frame in units of `time_base`, ascending, int64 [N].
+        end: When the last frame ends, in the same units.
+        time_base: Seconds per tick.
+        container: FFmpeg's name of the container.
+        hidden: Number of frames that an edit list hides.
+    """
+
+    info: VideoInfo
+    ticks: np.ndarray
+    end: int
+    time_base: Fraction
+    container: str
+    hidden: int
+
+    def seconds(self, ticks: Any) -> Any:
+        """Turn ticks into seconds from the first frame."""
+        return (ticks - self.ticks[0]) * float(self.time_base)
+
+
+@dataclass
+class Scan:
+    """What the packets of a file say, in the time base of its video stream."""
+
+    ticks: list[int]
+    end: int = 0
+    hidden: int = 0
+    reached: Fraction = Fraction(0)  # seconds, over all streams
+
+    @property
+    def packets(self) -> int:
+        """Packets of the video, hidden ones among them."""
+        return len(self.ticks) + self.hidden
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """Open a file and find its video stream."""
+    if path.is_dir():
+        raise VideoError(f"{path}: is a directory; pass a video file")
+    if not path.is_file():
+        reason = "is not a regular file" if path.exists() else "no such file"
+        raise VideoError(f"{path}: {reason}; pass the path of a video file")
+    if not path.stat().st_size:
+        raise VideoError(f"{path}: is empty (0 bytes); copy or download it again")
+    try:
+        # An absolute path, so that FFmpeg never takes part of a file's name for a protocol.
+        container = av.open(path.absolute(), metadata_errors="ignore")
+    except (av.error.FFmpegError, OSError) as error:
+        raise VideoError(
+            f"{path}: cannot be opened as a video ({error.strerror}); it is of another kind, damaged, or cut short"
+        ) from error
+    with container:
+        streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+        if container.format.name == "tty":
+            raise VideoError(f"{path}: is a text file; pass a video file")  # FFmpeg would show it as a film
+        if not streams:
+            raise VideoError(f"{path}: has no video stream; pass a file that holds pictures")
+        if streams[0].codec_context is None:
+            raise VideoError(f"{path}: this build of PyAV can't decode its video; re-encode it as H.264")
+        yield container, streams[0]
+
+
+def demux(container: av.container.InputContainer, *streams: av.VideoStream) -> Iterator[av.Packet]:
+    """Yield the packets that hold data; a container too broken to go on ends early."""
+    packets = container.demux(*streams)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, av.error.FFmpegError):
+            return
+        if packet.size:  # an empty one repeats a frame (AVI), but the decoder would take it for the end
+            yield packet
+
+
+def tick(packet: av.Packet) -> int | None:
+    """When a packet is shown, in ticks of its stream; None if it does not say."""
+    return packet.dts if packet.pts is None else packet.pts
+
+
+def scan_packets(path: Path, container: av.container.InputContainer, stream: av.VideoStream) -> Scan:
+    """Read all packets without decoding them."""
+    scan = Scan([])
+    latest = None
+    second = 1 / stream.time_base
+    ends: dict[int, int] = {}  # of each stream, in its own time base: a fraction for each packet would double the time
+    for packet in demux(container):
+        shown = tick(packet)
+        if shown is None:
+            continue
+        end = shown + (packet.duration or 0)
+        index = packet.stream_index
+        ends[index] = max(ends.get(index, 0), end)
+        if index != stream.index:
+            continue
+        if latest is not None and packet.dts is not None and latest - packet.dts > second:
+            raise VideoError(
+                f"{path}: its timestamps run backwards, from {float(latest * stream.time_base):.2f} s to "
+                f"{float(packet.dts * stream.time_base):.2f} s (recordings joined, or damage); re-encode it with ffmpeg"
+            )
+        latest = packet.dts
+        if packet.is_discard:
+            scan.hidden += 1
+        else:
+            scan.ticks.append(shown)
+            scan.end = max(scan.end, end)
+    scan.reached = max((end * container.streams[index].time_base for index, end in ends.items()), default=Fraction(0))
+    return scan
+
+
+def usual_step(ticks: np.ndarray, stream: av.VideoStream) -> int:
+    """Return how long a frame whose packet doesn't say so is shown: the median distance between frames, in ticks."""
+    if len(ticks) > 1:
+        return int(np.median(np.diff(ticks)))
+    return max(1, round(1 / ((stream.guessed_rate or 25) * stream.time_base)))
+
+
+def refuse_cut_file(
+    path: Path,
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    scan: Scan,
+    ticks: np.ndarray,
+) -> None:
+    """Raise VideoError if the header promises more video than the packets hold."""
+    kind = container.format.name
+    base = stream.time_base
+    if kind.startswith("mov") and stream.frames:
+        listed = sum(entry.size > 0 for entry in stream.index_entries)  # the index lists every frame
+        if scan.packets >= listed:
+            return
+        reached, declared = scan.end * base, stream.duration and (stream.start_time + stream.duration) * base
+    elif kind.startswith(_LENGTH_IN_HEADER):
+        # The video's own length where the header states it; else the file's, in which sound may outlast the pictures.
+        if declared := _declared_end(stream):
+            reached = scan.end * base
+        else:
+            reached, declared = scan.reached, Fraction(container.duration or 0, av.time_base)
+        # Headers are rounded, and a sparse video's last frame may be shown for as long as any other.
+        slack = max(Fraction(1, 2), 2 * int(np.diff(ticks).max(initial=0)) * base)
+        if reached + slack >= declared:
+            return
+    else:
+        return
+    raise VideoError(
+        f"{path}: is cut short: the pictures stop at {float(reached):.2f} s of {float(declared or 0):.2f} s; copy or "
+        f"download it again, or keep what there is with `ffmpeg -i {path.name} -c copy whole{path.suffix}`"
+    )
+
+
+def _declared_end(stream: av.VideoStream) -> Fraction | None:
+    """Return the video's end in seconds as the header has it, or None."""
+    if stream.duration:
+        return ((stream.start_time or 0) + stream.duration) * stream.time_base
+    hours, *rest = stream.metadata.get("DURATION", "").split(":")  # Matroska: 00:01:30.500000000
+    try:
+        minutes, seconds = rest
+        return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)
+    except ValueError:
+        return None
+
+
+class Plan(NamedTuple):
+    """Which frame serves each sample.
+
+    Attributes:
+        targets: Ideal time of each sample, ticks of the file, float64 [S].
+        positions: Position of the nearest frame in `_Timeline.ticks`, ascending, int64 [S].
+        reach: Furthest that a stand-in for a lost frame may be from the target, in ticks.
+    """
+
+    targets: np.ndarray
+    positions: np.ndarray
+    reach: float
+
+
+def plan_samples(timeline: Timeline, fps: Fraction, max_frames: int | None) -> Plan:
+    """Choose the nearest frame for every sample."""
+    first = int(timeline.ticks[0])
+    length = timeline.end - first
+    step = 1 / (fps * timeline.time_base)
+    count = math.ceil(length / step)
+    if max_frames is None or count <= max_frames:
+        samples = np.arange(count)
+    else:
+        samples = np.round(np.linspace(0, count - 1, max_frames))
+    targets = first + samples * float(min(step, length))
+    return Plan(targets, _nearest(timeline.ticks, targets), float(max(step, 1 / timeline.time_base)))
+
+
+def _nearest(ticks: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return the position in ascending `ticks` [N] nearest to each target [S]; of two equally near, the earlier."""
+    after = np.searchsorted(ticks, targets).clip(max=len(ticks) - 1)
+    before = (after - 1).clip(min=0)
+    return np.where(targets - ticks[before] <= ticks[after] - targets, before, after)
