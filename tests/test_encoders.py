@@ -209,7 +209,7 @@ def test_unreachable_checkpoint_names_itself_and_the_remedies(name):
     with pytest.raises(ValueError, match="can't load") as caught:
         load_encoder(name)
     message = str(caught.value)
-    assert repr(name) in message
+    assert name in message
     assert "local directory" in message
     assert "'conse'" in message
 

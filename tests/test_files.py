@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,17 @@ def test_a_file_appears_at_the_end(tmp_path: Path) -> None:
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_took_hours_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[object] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (happened.append(os.fstat(handle).st_ino), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (happened.append("named"), replace(*paths)))
+    path = tmp_path / "weights.bin"
+    with written_whole(path, durable=True) as waiting:
+        waiting.write_text("hours of work")
+    assert happened == [path.stat().st_ino, "named", tmp_path.stat().st_ino]
 
 
 def test_after_an_error_the_old_file_is_there(tmp_path: Path) -> None:

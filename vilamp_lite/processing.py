@@ -22,7 +22,7 @@ from transformers import (
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from vilamp_lite.common.checks import describe
-from vilamp_lite.common.progress import loading_quietly
+from vilamp_lite.common.hub import loaded
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.encoders import tokenize
 from vilamp_lite.video.ahead import mapped_ahead
@@ -309,12 +309,7 @@ def _tokenizer(name_or_path: str | PathLike[str], option: str, whose: str) -> Pr
     if isinstance(name_or_path, Path) and not holds_tokenizer(name_or_path):
         flag = f"--{option.replace('_', '-')}"
         raise ValueError(f"{name_or_path} holds no tokenizer for {whose}; name one with {option} ({flag})")
-    try:
-        # Of the authors' config.json beside it transformers warns that it is of another kind.
-        with loading_quietly():
-            return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"can't load a tokenizer for {whose} from {name_or_path} ({error}); see {option}") from error
+    return loaded(AutoTokenizer, name_or_path, remedy=f"it should be {whose}'s, see {option}")
 
 
 def _require_vocabulary(option: str, ids: torch.Tensor, size: int) -> None:

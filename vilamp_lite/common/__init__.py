@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "files": ["LOCK", "alone_in", "write_json", "written_whole"],
         "fingerprints": ["PACKAGE", "code_checksum", "code_fingerprint", "file_sha256", "weights_fingerprint"],
-        "hub": ["load_encoder_part", "loaded", "read_json", "read_safetensors", "usable_device"],
+        "hub": ["IGNORED", "loaded", "read_json", "read_safetensors", "usable_device"],
         "precision": ["full_precision"],
         "progress": ["is_headless", "loading_quietly", "progress_bar"],
         "stamp": ["ROOT", "make_stamp", "processor_name", "short_commit"],

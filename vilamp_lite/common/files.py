@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,34 @@ LOCK = ".lock"
 
 
 @contextmanager
-def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a path to write to; what is there at the end takes the place of `path`, and after an error nothing does."""
+def written_whole(path: str | os.PathLike[str], *, durable: bool = False) -> Iterator[Path]:
+    """Give a path to write to; what is there at the end takes the place of `path`, and after an error nothing does.
+
+    Args:
+        path: the file; its folder is there.
+        durable: wait until the system has the file and its name on the disk, for what took hours to make.
+    """
     path = Path(path)
     # A name of this process alone, so that two that write the same file do not mix; FFmpeg goes by the last ending.
     waiting = path.with_name(f"{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield waiting
+        if durable:
+            _onto_the_disk(waiting)
         os.replace(waiting, path)
+        if durable:
+            _onto_the_disk(path.parent)
     finally:
         waiting.unlink(missing_ok=True)
+
+
+def _onto_the_disk(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -45,8 +63,8 @@ def alone_in(folder: Path, work: str) -> Iterator[None]:
         yield
 
 
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write a result as JSON, whole or not at all."""
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a result as JSON, whole or not at all; its folder is made if it is not there."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(file) as waiting:
         waiting.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -13,6 +13,8 @@ from vilamp_lite.common.progress import loading_quietly
 if TYPE_CHECKING:
     import torch
 
+IGNORED = -100  # transformers' label of a token that does not count
+
 
 def read_safetensors(path: str | PathLike[str]) -> "dict[str, torch.Tensor]":
     """Read all weights of a directory: model.safetensors, or the shards that its index names.
@@ -42,13 +44,21 @@ def read_safetensors(path: str | PathLike[str]) -> "dict[str, torch.Tensor]":
     return weights
 
 
-def loaded(any_class: Any, path: str | PathLike[str], **options: Any) -> Any:
-    """Load something in transformers' format; whatever goes wrong, name the checkpoint."""
+def loaded(any_class: Any, path: str | PathLike[str], *, remedy: str = "", **options: Any) -> Any:
+    """Load something in transformers' format; whatever goes wrong, name the checkpoint.
+
+    Args:
+        any_class: a class with `from_pretrained`.
+        path: a directory, or a name that the hub knows.
+        remedy: what to do about an error.
+        options: of `from_pretrained`.
+    """
     try:
         with loading_quietly():
             return any_class.from_pretrained(path, trust_remote_code=False, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"can't load {path} as {any_class.__name__} ({error})") from error
+        what = f"can't load {path} as {any_class.__name__} ({error})"
+        raise ValueError(f"{what}; {remedy}" if remedy else what) from error
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -81,15 +91,3 @@ def usable_device(device: "str | torch.device | None") -> "torch.device":
     if found.type == "meta":
         raise ValueError("device must be one that holds numbers, got 'meta'")
     return found
-
-
-def load_encoder_part(auto_class: Any, name_or_path: str | Path, **options: Any) -> Any:
-    """Load one part of a checkpoint; whatever goes wrong, name the checkpoint and the ways out."""
-    try:
-        with loading_quietly():
-            return auto_class.from_pretrained(str(name_or_path), trust_remote_code=False, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(
-            f"can't load {str(name_or_path)!r} ({error}). Pass a local directory that holds a CLIP or SigLIP "
-            "checkpoint with safetensors weights, or 'conse', the encoder that needs no download"
-        ) from error

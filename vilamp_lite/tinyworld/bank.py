@@ -1,7 +1,6 @@
 """A bank of scenes, drawn and encoded once: long TinyWorld videos are then put together without drawing a pixel."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from vilamp_lite.common.files import written_whole
 from vilamp_lite.common.progress import progress_bar
 from vilamp_lite.tinyworld.encoder import TinyWorldModel
 from vilamp_lite.tinyworld.questions import pair_scene, random_scene
@@ -102,9 +102,8 @@ def build_bank(encoder: TinyWorldModel, num_random: int, num_pairs: int, file: P
         tensors = {"embeds": embeds, "patches": patches.half()}
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            waiting = file.with_suffix(f".{os.getpid()}")
-            save_file(tensors, waiting, metadata={"about": about})
-            os.replace(waiting, file)
+            with written_whole(file) as waiting:
+                save_file(tensors, waiting, metadata={"about": about})
     if file is not None:
         try:
             with safe_open(file, "pt") as stored:

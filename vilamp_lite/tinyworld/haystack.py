@@ -3,7 +3,6 @@
 The haystack is made of random scenes that never show the shape in question, but all the others and all colors.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vilamp_lite.common.checks import choice, positive_int
-from vilamp_lite.common.files import written_whole
+from vilamp_lite.common.files import write_json
 from vilamp_lite.common.progress import progress_bar
 from vilamp_lite.tinyworld.questions import SPLITS, Question, random_scene, scene_seed
 from vilamp_lite.tinyworld.render import Scene, write_video
@@ -104,8 +103,7 @@ def save(haystack: Haystack, path: str | PathLike[str]) -> Path:
     with progress_bar(num_frames, "frames", "draw the video") as bar:
         write_video(path, _counted(haystack.scenes, bar))
     description = Path(path).with_suffix(".json")
-    with written_whole(description) as waiting:
-        waiting.write_text(json.dumps(describe_haystack(haystack, path, num_frames), indent=1) + "\n")
+    write_json(description, describe_haystack(haystack, path, num_frames))
     return description
 
 

@@ -5,7 +5,6 @@ Beside X.mp4 stands X.json: the question, its needles, and the file's SHA-256.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 import av
 from filelock import FileLock
 
-from vilamp_lite.common.files import written_whole
+from vilamp_lite.common.files import write_json, written_whole
 from vilamp_lite.common.fingerprints import file_sha256
 from vilamp_lite.common.progress import progress_bar
 from vilamp_lite.tinyworld.haystack import Haystack, describe_haystack, hide
@@ -76,8 +75,7 @@ def _make(haystack: Haystack, num_frames: int, path: Path, about: dict[str, Any]
     parts = path.with_suffix(".parts")
     parts.mkdir(exist_ok=True)
     _join(_write_parts(haystack.scenes, num_frames, parts), path)
-    with written_whole(path.with_suffix(".json")) as waiting:
-        waiting.write_text(json.dumps(about | {"sha256": file_sha256(path)}, indent=1) + "\n")
+    write_json(path.with_suffix(".json"), about | {"sha256": file_sha256(path)})
     shutil.rmtree(parts)
 
 
@@ -114,8 +112,7 @@ def _in_parts(scenes: Iterable[Scene]) -> Iterator[list[Scene]]:
 
 def _join(parts: list[Path], path: Path) -> None:
     """Put the parts' packets one after the other into one file; all were encoded alike."""
-    waiting = parts[0].with_name("joined.mp4")
-    with av.open(waiting, "w", options={"movflags": "+faststart"}) as joined:
+    with written_whole(path) as waiting, av.open(waiting, "w", options={"movflags": "+faststart"}) as joined:
         joined.metadata["comment"] = FORMAT_TAG
         stream, seconds = None, 0
         for part in parts:
@@ -130,4 +127,3 @@ def _join(parts: list[Path], path: Path) -> None:
                     packet.stream = stream
                     joined.mux(packet)
                 seconds += video.frames
-    os.replace(waiting, path)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vilamp_lite.common.hub import IGNORED
 from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
 from vilamp_lite.tinyworld.bank import SceneBank
 from vilamp_lite.tinyworld.miniature import miniature_processor
@@ -18,9 +19,6 @@ from vilamp_lite.tinyworld.render import COLORS, SHAPES, Scene
 from vilamp_lite.training.loop import Task
 
 COLOR_NAMES = tuple(COLORS)
-
-
-_IGNORED = -100
 
 
 _ROWS_AT_ONCE = 8  # conversations that the language model reads at a time
@@ -212,7 +210,7 @@ class MiniatureTask(Task):
             asked = prompt if number == 0 else prompt[prompt.index(self.model.config.video_token_id) + 1 :]
             reply = self._words(answer)
             ids += asked + reply
-            labels += [_IGNORED] * len(asked) + reply
+            labels += [IGNORED] * len(asked) + reply
             shape = next(place for place, word in enumerate(asked) if word in self.shape_words)
             after = shape + 1 - len(asked) - len(reply)
             words = reply[:-1:2]  # "red", or "red and blue", then the end
@@ -263,7 +261,7 @@ class MiniatureTask(Task):
         pad = nn.utils.rnn.pad_sequence
         ids = pad([torch.tensor(ids) for ids, _ in conversations], batch_first=True)
         mask = pad([torch.ones(len(ids), dtype=torch.long) for ids, _ in conversations], batch_first=True)
-        labels = pad([torch.tensor(labels) for _, labels in conversations], batch_first=True, padding_value=_IGNORED)
+        labels = pad([torch.tensor(labels) for _, labels in conversations], batch_first=True, padding_value=IGNORED)
         placed = self.model.place_videos(ids, [video.embeds for video in videos], mask, labels, steps)
         # With its padding moved to the right a row never sees it: causal attention then needs no mask, and is faster.
         padding = (placed.attention_mask == 0).sum(dim=1).tolist()
@@ -279,6 +277,6 @@ class MiniatureTask(Task):
             use_cache=False,
         )
         logits, targets = output.logits[:, :-1], labels[:, 1:]
-        losses = F.cross_entropy(logits.transpose(1, 2).float(), targets, ignore_index=_IGNORED, reduction="none")
-        supervised = targets != _IGNORED
+        losses = F.cross_entropy(logits.transpose(1, 2).float(), targets, ignore_index=IGNORED, reduction="none")
+        supervised = targets != IGNORED
         return losses.sum(dim=1) / supervised.sum(dim=1), (logits.argmax(-1) == targets)[supervised]

@@ -19,12 +19,10 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vilamp_lite.common.checks import choice, positive_int
+from vilamp_lite.common.hub import IGNORED
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
 from vilamp_lite.training.loop import Stage, Task, make_accelerator, run_stage
-
-_IGNORED = -100  # a label that does not count
-
 
 _FIELDS = ("video", "question", "answer")
 
@@ -172,14 +170,14 @@ class FinetuningTask(Task):
         """Draw examples, each as likely as any other at each step; accuracy is the share of right answer tokens."""
         drawn = [self.examples[number] for number in random.integers(len(self.examples), size=batch_size)]
         inputs = self.batch(drawn)
-        answers = [row[row != _IGNORED] for row in inputs["labels"]]
-        targets = nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=_IGNORED, padding_side="left").to(
+        answers = [row[row != IGNORED] for row in inputs["labels"]]
+        targets = nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=IGNORED, padding_side="left").to(
             self.model.device
         )
         # Answers stand at the end; the token before predicts the first.
         output = self.model(**inputs, logits_to_keep=targets.shape[1] + 1, use_cache=False)
         right = output.logits[:, :-1].argmax(dim=-1) == targets
-        return output.loss, float(right[targets != _IGNORED].float().mean())
+        return output.loss, float(right[targets != IGNORED].float().mean())
 
     def batch(self, examples: Sequence[VideoQuestion]) -> dict[str, torch.Tensor]:
         """Make the inputs of the model's `forward`, with labels that supervise answers and their end alone.
@@ -194,13 +192,13 @@ class FinetuningTask(Task):
             max_frames=self.max_frames,
         )
         replies = [torch.tensor(self._reply(example.answer)) for example in examples]
-        labels = nn.utils.rnn.pad_sequence(replies, batch_first=True, padding_value=_IGNORED)
+        labels = nn.utils.rnn.pad_sequence(replies, batch_first=True, padding_value=IGNORED)
         asked = inputs["input_ids"]
         return {
             **inputs,
             "input_ids": torch.cat([asked, labels.clamp(min=0)], dim=1),
-            "attention_mask": torch.cat([inputs["attention_mask"], (labels != _IGNORED).long()], dim=1),
-            "labels": torch.cat([torch.full_like(asked, _IGNORED), labels], dim=1),
+            "attention_mask": torch.cat([inputs["attention_mask"], (labels != IGNORED).long()], dim=1),
+            "labels": torch.cat([torch.full_like(asked, IGNORED), labels], dim=1),
         }
 
     def _reply(self, answer: str) -> list[int]:

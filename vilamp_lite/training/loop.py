@@ -8,7 +8,6 @@ launch` works.
 
 import json
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -25,7 +24,7 @@ from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
 from vilamp_lite.common.checks import choice, finite_number, positive_int
-from vilamp_lite.common.files import alone_in
+from vilamp_lite.common.files import alone_in, written_whole
 from vilamp_lite.common.progress import progress_bar
 
 _STATE = "state.safetensors"
@@ -186,12 +185,12 @@ def _save(
         tensors[f"parameter {name}"] = parameter.detach()
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{key} {name}"] = value
-    file.parent.mkdir(parents=True, exist_ok=True)
-    waiting = file.with_suffix(".partial")
     tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-    # One entry: safetensors writes several in any order, and equal states should be equal files.
-    save_file(tensors, waiting, metadata={"about": json.dumps(about | {"step": step})})
-    os.replace(waiting, file)
+    for left in file.parent.glob(f"{file.stem}.*{file.suffix}"):  # by a run that was killed while it wrote
+        left.unlink()
+    with written_whole(file, durable=True) as waiting:
+        # One entry: safetensors writes several in any order, and equal states should be equal files.
+        save_file(tensors, waiting, metadata={"about": json.dumps(about | {"step": step})})
 
 
 def _restore(

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 from vilamp_lite.baselines.mergers import QFormerMerger
 from vilamp_lite.baselines.peers import PEERS
 from vilamp_lite.common.checks import choice
+from vilamp_lite.common.hub import loaded
 from vilamp_lite.common.progress import loading_quietly
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
 from vilamp_lite.processing import SELECTOR_FOLDER
@@ -194,11 +194,7 @@ def load_encoder_model(folder: Path) -> TinyWorldModel:
     Raises:
         ValueError: the folder holds none.
     """
-    try:
-        with loading_quietly():
-            encoder = TinyWorldModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"can't load TinyWorld's encoder from {folder} ({error})") from error
+    encoder = loaded(TinyWorldModel, folder, use_safetensors=True, dtype=torch.float32)
     return encoder.eval().requires_grad_(False)
 
 
