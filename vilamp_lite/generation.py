@@ -1,14 +1,218 @@
 """From a prompt with a video in its place to an answer."""
 
-from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
-from vilamp_lite.processing import ViLaMPProcessor
+from collections.abc import Sequence
+from copy import copy
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedConfig
+
+from vilamp_lite.common.checks import describe
+
+if TYPE_CHECKING:
+    from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
+    from vilamp_lite.processing import ViLaMPProcessor
+
+TOKENS_AT_ONCE = 512  # of a prompt; their activations are all that the language model holds beside its cache
+IGNORED = -100  # a label that does not count
+
+# The arguments of `forward` that bring videos.
+_VIDEO_INPUTS = (
+    "video_embeds",
+    "pixel_values_videos",
+    "selector_pixel_values",
+    "query_input_ids",
+    "query_attention_mask",
+    "video_num_frames",
+)
+
+
+class PlacedPrompts(NamedTuple):
+    """Prompts with their videos in place, padded on the left.
+
+    Attributes:
+        inputs_embeds: [B, S, D].
+        attention_mask: [B, S], 0 for padding.
+        position_ids: [B, S], 0 for padding; whole numbers if every token takes one position.
+        labels: [B, S], or None.
+    """
+
+    inputs_embeds: torch.Tensor
+    attention_mask: torch.Tensor
+    position_ids: torch.Tensor
+    labels: torch.Tensor | None
+
+
+class LanguageGenerationConfig(GenerationConfig):
+    """Generation settings from the language model's configuration: ViLaMP's `temperature` is the merge's."""
+
+    @classmethod
+    def from_model_config(cls, model_config: PreTrainedConfig) -> GenerationConfig:
+        """Take the language model's part."""
+        return GenerationConfig.from_model_config(model_config.get_text_config())
+
+
+class VideoGeneration:
+    """The part of the model that reads prompts with videos in place, and generates."""
+
+    def place_videos(
+        self,
+        input_ids: torch.Tensor,
+        video_embeds: list[torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        video_steps: Sequence[float] | None = None,
+    ) -> PlacedPrompts:
+        """Put each video's tokens in the place of its prompt's video token, and pad on the left.
+
+        Args:
+            input_ids: [B, L], one `config.video_token_id` in each row.
+            video_embeds: B tensors [T, D].
+            attention_mask: [B, L], 0 for padding on either side.
+            labels: [B, L]; the video's tokens get −100.
+            video_steps: B, how far each token of a video moves the position; `config.video_step` when left out.
+
+        Raises:
+            ValueError: a row without a video token or with several, another number of videos than rows, inputs of
+                another length, or more tokens than the language model's context holds.
+        """
+        input_ids = input_ids.to(self.device)
+        if len(video_embeds) != len(input_ids):
+            raise ValueError(f"{len(input_ids)} prompts need as many videos, got {len(video_embeds)}")
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(self.device)
+        embed = self.get_input_embeddings()
+        shape = (embed.weight.shape[1],)
+        for name, value in {"attention_mask": attention_mask, "labels": labels}.items():
+            if value is not None and value.shape != input_ids.shape:
+                raise ValueError(f"{name} must have input_ids' shape {tuple(input_ids.shape)}, got {describe(value)}")
+        for video in video_embeds:
+            if not torch.is_tensor(video) or video.shape[1:] != shape or video.ndim != 2:
+                raise ValueError(f"video_embeds must be tensors [T, {shape[0]}], got {describe(video)}")
+        if video_steps is None and self.config.video_positions is not None:
+            video_steps = [self.config.video_step(len(video)) for video in video_embeds]
+        rows, positions, targets = [], [], []
+        for row, (ids, mask, video) in enumerate(zip(input_ids, attention_mask, video_embeds, strict=True)):
+            ids = ids[mask.bool()]
+            at = (ids == self.config.video_token_id).nonzero()[:, 0].tolist()
+            if len(at) != 1:
+                raise ValueError(
+                    f"prompt {row} must hold one video token ({self.config.video_token_id}), got {len(at)}"
+                )
+            before, after = ids[: at[0]], ids[at[0] + 1 :]
+            video = video.to(embed.weight)
+            rows.append(torch.cat([embed(before), video, embed(after)]))
+            moves = torch.ones(len(rows[-1]), dtype=torch.long, device=self.device)
+            if video_steps is not None:
+                moves = moves.float()
+                moves[at[0] : at[0] + len(video)] = video_steps[row]
+            positions.append(moves.cumsum(0) - moves[0])
+            if labels is not None:
+                own = labels[row].to(self.device)[mask.bool()]
+                ignored = own.new_full((len(video),), IGNORED)
+                targets.append(torch.cat([own[: at[0]], ignored, own[at[0] + 1 :]]))
+        longest, context = max(map(len, rows)), getattr(self.config.text_config, "max_position_embeddings", None)
+        if context is not None and longest > context:
+            raise ValueError(
+                f"{longest:,} tokens of prompt and video do not fit the language model's {context:,}: sample fewer "
+                "frames, choose fewer keyframes, or shorten the prompt"
+            )
+        mask = [torch.ones(len(row), dtype=torch.long, device=self.device) for row in rows]
+        targets = _pad_left(targets, IGNORED) if targets else None
+        return PlacedPrompts(_pad_left(rows, 0), _pad_left(mask, 0), _pad_left(positions, 0), targets)
+
+    @torch.no_grad()
+    def generate(self, input_ids: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
+        """Answer: encode the videos once, then generate with any of transformers' strategies.
+
+        Args:
+            input_ids: [B, L], one `config.video_token_id` in each row.
+            options: `attention_mask` and the videos, as in `forward`; and those of `GenerationMixin.generate`, such as
+                `max_new_tokens`, `do_sample`, `num_beams`, or `prefill_chunk_size`, the tokens read at a time
+                (`TOKENS_AT_ONCE` when left out; it changes the logits only by rounding).
+
+        Returns:
+            [B, new tokens]: the answers alone, without the prompts.
+
+        Raises:
+            ValueError: as `forward`, or `use_cache=False`.
+        """
+        if input_ids is None:
+            raise ValueError("generate needs input_ids")
+        if options.get("use_cache") is False:
+            raise ValueError("generate reads a video once and keeps it in the cache: leave out use_cache=False")
+        inputs = {name: options.pop(name, None) for name in ("attention_mask", *_VIDEO_INPUTS)}
+        inputs_embeds, attention_mask, position_ids, _ = self._read(input_ids, labels=None, **inputs)
+        return super().generate(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, **options
+        )
+
+    def _prefill(
+        self,
+        input_ids: torch.Tensor,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        is_first_iteration: bool = True,
+    ) -> Any:
+        """Read a prompt in chunks, so that activations don't grow with it; transformers then reads the last one.
+
+        Its own chunks are of input_ids, of which a prompt with a video in place has none.
+        """
+        embeds, cache = model_kwargs.get("inputs_embeds"), model_kwargs.get("past_key_values")
+        if is_first_iteration and embeds is not None and cache is not None:
+            length, chunk = embeds.shape[1], generation_config.prefill_chunk_size or TOKENS_AT_ONCE
+            mask, positions = model_kwargs.get("attention_mask"), model_kwargs["position_ids"]
+            if self.config.attention_log_base:
+                self._scale_attention(length)  # every chunk's, as if all were read at once
+            for start in range(0, length - chunk, chunk):
+                stop = start + chunk
+                self.language_model(
+                    inputs_embeds=embeds[:, start:stop],
+                    attention_mask=None if mask is None else mask[:, :stop],
+                    position_ids=positions[:, start:stop],
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+        rest = copy(generation_config)
+        rest.prefill_chunk_size = None
+        return super()._prefill(input_ids, rest, model_kwargs, is_first_iteration)
+
+    def adjust_generation_fn(self, *args: Any, **options: Any) -> None:
+        """Load the generation settings that were saved; without any, take the language model's, not ViLaMP's."""
+        super().adjust_generation_fn(*args, **options)
+        if self.generation_config._from_model_config:
+            self.generation_config = self.generation_config_class.from_model_config(self.config)
+
+    def _read(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        *,
+        video_embeds: list[torch.Tensor] | None,
+        pixel_values_videos: torch.Tensor | None,
+        **pixel_inputs: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Turn prompts into what `PlacedPrompts` lists, with their videos in place, if there are any."""
+        if pixel_values_videos is not None:
+            if video_embeds is not None:
+                raise ValueError("pass videos as pixel_values_videos or as video_embeds, not as both")
+            video_embeds = self._encode_batch(pixel_values_videos, **pixel_inputs)
+        elif given := [name for name, value in pixel_inputs.items() if value is not None]:
+            raise ValueError(f"{', '.join(given)} came without pixel_values_videos: pass both, or neither")
+        if video_embeds is not None:
+            return self.place_videos(input_ids, video_embeds, attention_mask, labels)
+        if (input_ids == self.config.video_token_id).any():
+            raise ValueError("input_ids hold a video token, but no video came with them")
+        return self.get_input_embeddings()(input_ids.to(self.device)), attention_mask, None, labels
 
 
 def answer(
-    model: ViLaMPForConditionalGeneration,
-    processor: ViLaMPProcessor,
+    model: "ViLaMPForConditionalGeneration",
+    processor: "ViLaMPProcessor",
     prompt: str,
-    sequence: MixedPrecisionSequence,
+    sequence: "MixedPrecisionSequence",
     max_new_tokens: int,
     prefill_chunk_size: int | None = None,
 ) -> str:
@@ -30,3 +234,7 @@ def answer(
         prefill_chunk_size=prefill_chunk_size,
     )
     return processor.batch_decode(tokens)[0].strip()
+
+
+def _pad_left(rows: list[torch.Tensor], value: float) -> torch.Tensor:
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left")

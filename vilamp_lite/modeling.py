@@ -11,12 +11,10 @@ The model has no algorithm of its own: selection is in `keyframes.py`, merging i
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from enum import Enum, IntEnum, auto
-from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +23,7 @@ from torch.nn import functional as F
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
-    GenerationConfig,
     GenerationMixin,
-    PreTrainedConfig,
     PreTrainedModel,
     initialization,
 )
@@ -39,28 +35,11 @@ from vilamp_lite.additions import KeyframeBlock
 from vilamp_lite.common.checks import describe, float_tensor
 from vilamp_lite.common.precision import full_precision
 from vilamp_lite.configuration import ViLaMPConfig
+from vilamp_lite.generation import IGNORED, LanguageGenerationConfig, VideoGeneration
 from vilamp_lite.keyframes import KeyframeSelection, select_keyframes
 from vilamp_lite.merging import DifferentialMerger, pool_patches, preceding_keyframe
 from vilamp_lite.released import released_reference, straight_through_gate
-from vilamp_lite.streaming.encode import FrameProcessor, KeptRows, frames_at_once, prepared
-from vilamp_lite.video.source import frames_at, stream_frames
-
-TOKENS_AT_ONCE = 512  # of a prompt; their activations are all that the language model holds beside its cache
-
-
-_IGNORED = -100  # a label that does not count
-
-
-# The arguments of `forward` that bring videos.
-_VIDEO_INPUTS = (
-    "video_embeds",
-    "pixel_values_videos",
-    "selector_pixel_values",
-    "query_input_ids",
-    "query_attention_mask",
-    "video_num_frames",
-)
-
+from vilamp_lite.streaming.encode import KeptRows, VideoEncoding, frames_at_once
 
 _REFERENCES = {"preceding": preceding_keyframe, "released": released_reference}
 
@@ -111,22 +90,6 @@ class ViLaMPOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class PlacedPrompts(NamedTuple):
-    """Prompts with their videos in place, padded on the left.
-
-    Attributes:
-        inputs_embeds: [B, S, D].
-        attention_mask: [B, S], 0 for padding.
-        position_ids: [B, S], 0 for padding; whole numbers if every token takes one position.
-        labels: [B, S], or None.
-    """
-
-    inputs_embeds: torch.Tensor
-    attention_mask: torch.Tensor
-    position_ids: torch.Tensor
-    labels: torch.Tensor | None
-
-
 class _Run(Enum):
     """Stretches of frames that have no common reference."""
 
@@ -163,14 +126,6 @@ def differential_merger(config: ViLaMPConfig) -> DifferentialMerger:
     )
 
 
-class _LanguageGenerationConfig(GenerationConfig):
-    """Generation settings from the language model's configuration: ViLaMP's `temperature` is the merge's."""
-
-    @classmethod
-    def from_model_config(cls, model_config: PreTrainedConfig) -> GenerationConfig:
-        return GenerationConfig.from_model_config(model_config.get_text_config())
-
-
 class ViLaMPPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation, as in every transformers model."""
 
@@ -186,7 +141,7 @@ class ViLaMPPreTrainedModel(PreTrainedModel):
     # A keyframe is chosen by thresholds, which half precision's rounding crosses; a selector is small.
     _keep_in_fp32_modules_strict = ("selector",)
     _skip_keys_device_placement = ("past_key_values",)
-    generation_config_class = _LanguageGenerationConfig
+    generation_config_class = LanguageGenerationConfig
     # A trainer must not hand over its own count of items: the loss is a mean.
     accepts_loss_kwargs = False
 
@@ -199,7 +154,7 @@ class ViLaMPPreTrainedModel(PreTrainedModel):
             initialization.normal_(module.video_newline, std=self.config.text_config.hidden_size**-0.5)
 
 
-class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
+class ViLaMPForConditionalGeneration(VideoEncoding, VideoGeneration, ViLaMPPreTrainedModel, GenerationMixin):
     """ViLaMP: a video and a question in, an answer out.
 
     `forward` and `generate` take pixels, or videos that `encode_video` has turned into tokens. Each prompt holds one
@@ -443,28 +398,6 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
 
     # --- A video as tokens -------------------------------------------------------------------------------------------
 
-    def distill(
-        self,
-        frame_embeds: torch.Tensor,
-        patch_batches: Iterable[torch.Tensor],
-        patches_at: Callable[[int], torch.Tensor],
-        query_embed: torch.Tensor,
-    ) -> MixedPrecisionSequence:
-        """Take both levels on one video: choose the keyframes, then merge the other frames a batch at a time.
-
-        Args:
-            frame_embeds: [N, query_size] of the selector.
-            patch_batches: the N frames' patches in order, [B, M, D_v] each.
-            patches_at: gives one frame's patches [M, D_v], for a frame that earlier ones refer to.
-            query_embed: [query_size].
-
-        Raises:
-            ValueError: no frame is a keyframe, or as `mix_tokens`.
-        """
-        keyframes = self.select(frame_embeds, query_embed.to(frame_embeds.device)).indices
-        read_ahead = {frame: patches_at(frame) for frame in self.early_references(len(frame_embeds), keyframes)}
-        return self.mix_tokens(patch_batches, len(frame_embeds), keyframes, query_embed, read_ahead)
-
     def encode_frames(
         self, pixel_values_videos: torch.Tensor, selector_pixel_values: torch.Tensor, query_embed: torch.Tensor
     ) -> MixedPrecisionSequence:
@@ -492,60 +425,6 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
             lambda frame: self.patch_features(pixel_values_videos[frame : frame + 1])[0],
             query_embed,
         )
-
-    @torch.no_grad()
-    def encode_video(
-        self,
-        source: str | PathLike[str],
-        query: str,
-        processor: FrameProcessor,
-        *,
-        fps: float | None = None,
-        max_frames: int | None = None,
-        batch_size: int | None = None,
-    ) -> MixedPrecisionSequence:
-        """Stream a video file into its mixed-precision sequence, in two passes: the selector's, then the patches'.
-
-        A first keyframe that is not the first frame is read ahead, which decodes the file up to it once more. Memory:
-        two batches of frames, one selector embedding per frame, the patches of reference frames (see `mix_tokens`), and
-        the tokens.
-
-        Args:
-            source: the video file.
-            query: what the keyframes should be relevant to; the bare question.
-            processor: makes pixels and query tokens, such as `ViLaMPProcessor`.
-            fps: frames sampled per second; the configuration's when left out.
-            max_frames: the most frames to sample, spread over the video.
-            batch_size: frames decoded and encoded at a time, `frames_at_once` when left out; it changes the result only
-                by rounding.
-
-        Raises:
-            ValueError: bad sampling options, more tokens than the language model's context holds (before anything is
-                decoded), or no frame is a keyframe.
-            VideoError: the file can't be read, or not to its end.
-        """
-        sampling = {
-            "fps": self.config.fps if fps is None else fps,
-            "max_frames": max_frames,
-            "batch_size": frames_at_once(self.config) if batch_size is None else batch_size,
-        }
-        stream = stream_frames(source, **sampling)
-        self.config.require_room(stream.num_frames)
-        query_embed = self.embed_query(**processor.selector_query([query]))[0]
-
-        frame_embeds, timestamps = KeptRows(stream.num_frames), KeptRows(stream.num_frames)
-        for batch, pixels in prepared(stream, "decode, select", processor.selector_pixels):
-            frame_embeds.add(self.embed_frames(pixels).cpu())
-            timestamps.add(torch.from_numpy(batch.timestamps))
-        second_pass = prepared(stream_frames(source, **sampling), "decode, encode", processor.vision_pixels)
-        batches = (self.patch_features(pixels) for _, pixels in second_pass)
-        sequence = self.distill(
-            frame_embeds.rows,
-            batches,
-            lambda frame: self.patch_features(processor.vision_pixels(frames_at(source, [frame], **sampling)))[0],
-            query_embed,
-        )
-        return replace(sequence, timestamps=timestamps.rows.numpy())
 
     def _encode_batch(
         self,
@@ -581,71 +460,6 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         return [self.encode_frames(*video).embeds for video in videos]
 
     # --- Language model ----------------------------------------------------------------------------------------------
-
-    def place_videos(
-        self,
-        input_ids: torch.Tensor,
-        video_embeds: list[torch.Tensor],
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        video_steps: Sequence[float] | None = None,
-    ) -> PlacedPrompts:
-        """Put each video's tokens in the place of its prompt's video token, and pad on the left.
-
-        Args:
-            input_ids: [B, L], one `config.video_token_id` in each row.
-            video_embeds: B tensors [T, D].
-            attention_mask: [B, L], 0 for padding on either side.
-            labels: [B, L]; the video's tokens get −100.
-            video_steps: B, how far each token of a video moves the position; `config.video_step` when left out.
-
-        Raises:
-            ValueError: a row without a video token or with several, another number of videos than rows, inputs of
-                another length, or more tokens than the language model's context holds.
-        """
-        input_ids = input_ids.to(self.device)
-        if len(video_embeds) != len(input_ids):
-            raise ValueError(f"{len(input_ids)} prompts need as many videos, got {len(video_embeds)}")
-        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(self.device)
-        embed = self.get_input_embeddings()
-        shape = (embed.weight.shape[1],)
-        for name, value in {"attention_mask": attention_mask, "labels": labels}.items():
-            if value is not None and value.shape != input_ids.shape:
-                raise ValueError(f"{name} must have input_ids' shape {tuple(input_ids.shape)}, got {describe(value)}")
-        for video in video_embeds:
-            if not torch.is_tensor(video) or video.shape[1:] != shape or video.ndim != 2:
-                raise ValueError(f"video_embeds must be tensors [T, {shape[0]}], got {describe(video)}")
-        if video_steps is None and self.config.video_positions is not None:
-            video_steps = [self.config.video_step(len(video)) for video in video_embeds]
-        rows, positions, targets = [], [], []
-        for row, (ids, mask, video) in enumerate(zip(input_ids, attention_mask, video_embeds, strict=True)):
-            ids = ids[mask.bool()]
-            at = (ids == self.config.video_token_id).nonzero()[:, 0].tolist()
-            if len(at) != 1:
-                raise ValueError(
-                    f"prompt {row} must hold one video token ({self.config.video_token_id}), got {len(at)}"
-                )
-            before, after = ids[: at[0]], ids[at[0] + 1 :]
-            video = video.to(embed.weight)
-            rows.append(torch.cat([embed(before), video, embed(after)]))
-            moves = torch.ones(len(rows[-1]), dtype=torch.long, device=self.device)
-            if video_steps is not None:
-                moves = moves.float()
-                moves[at[0] : at[0] + len(video)] = video_steps[row]
-            positions.append(moves.cumsum(0) - moves[0])
-            if labels is not None:
-                own = labels[row].to(self.device)[mask.bool()]
-                ignored = own.new_full((len(video),), _IGNORED)
-                targets.append(torch.cat([own[: at[0]], ignored, own[at[0] + 1 :]]))
-        longest, context = max(map(len, rows)), getattr(self.config.text_config, "max_position_embeddings", None)
-        if context is not None and longest > context:
-            raise ValueError(
-                f"{longest:,} tokens of prompt and video do not fit the language model's {context:,}: sample fewer "
-                "frames, choose fewer keyframes, or shorten the prompt"
-            )
-        mask = [torch.ones(len(row), dtype=torch.long, device=self.device) for row in rows]
-        targets = _pad_left(targets, _IGNORED) if targets else None
-        return PlacedPrompts(_pad_left(rows, 0), _pad_left(mask, 0), _pad_left(positions, 0), targets)
 
     @can_return_tuple
     def forward(
@@ -715,7 +529,7 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         supervised = torch.empty(0, dtype=torch.long)
         if labels is not None:
             # Only positions whose next token is supervised need logits.
-            supervised = (labels[:, 1:] != _IGNORED).any(dim=0).nonzero()[:, 0].cpu()
+            supervised = (labels[:, 1:] != IGNORED).any(dim=0).nonzero()[:, 0].cpu()
             if not len(supervised):
                 raise ValueError("labels supervise no token: all are -100, or only the first is not")
         needed = torch.cat([kept, supervised]).unique()
@@ -735,7 +549,7 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         if labels is not None:
             predicted = output.logits[:, torch.searchsorted(needed, supervised)].flatten(0, 1).float()
             targets = labels[:, supervised + 1].flatten().to(predicted.device)
-            loss = F.cross_entropy(predicted, targets, ignore_index=_IGNORED)
+            loss = F.cross_entropy(predicted, targets, ignore_index=IGNORED)
         logits = output.logits[:, torch.searchsorted(needed, kept)]
         cache = getattr(output, "past_key_values", None)  # a recurrent model has another kind
         return ViLaMPOutput(loss, logits, cache, output.hidden_states, getattr(output, "attentions", None))
@@ -749,92 +563,6 @@ class ViLaMPForConditionalGeneration(ViLaMPPreTrainedModel, GenerationMixin):
         for attention, scale in self._attention_scales:
             attention.scaling = scale * factor
 
-    @torch.no_grad()
-    def generate(self, input_ids: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
-        """Answer: encode the videos once, then generate with any of transformers' strategies.
-
-        Args:
-            input_ids: [B, L], one `config.video_token_id` in each row.
-            options: `attention_mask` and the videos, as in `forward`; and those of `GenerationMixin.generate`, such as
-                `max_new_tokens`, `do_sample`, `num_beams`, or `prefill_chunk_size`, the tokens read at a time
-                (`TOKENS_AT_ONCE` when left out; it changes the logits only by rounding).
-
-        Returns:
-            [B, new tokens]: the answers alone, without the prompts.
-
-        Raises:
-            ValueError: as `forward`, or `use_cache=False`.
-        """
-        if input_ids is None:
-            raise ValueError("generate needs input_ids")
-        if options.get("use_cache") is False:
-            raise ValueError("generate reads a video once and keeps it in the cache: leave out use_cache=False")
-        inputs = {name: options.pop(name, None) for name in ("attention_mask", *_VIDEO_INPUTS)}
-        inputs_embeds, attention_mask, position_ids, _ = self._read(input_ids, labels=None, **inputs)
-        return super().generate(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, **options
-        )
-
-    def _prefill(
-        self,
-        input_ids: torch.Tensor,
-        generation_config: GenerationConfig,
-        model_kwargs: dict[str, Any],
-        is_first_iteration: bool = True,
-    ) -> Any:
-        """Read a prompt in chunks, so that activations don't grow with it; transformers then reads the last one.
-
-        Its own chunks are of input_ids, of which a prompt with a video in place has none.
-        """
-        embeds, cache = model_kwargs.get("inputs_embeds"), model_kwargs.get("past_key_values")
-        if is_first_iteration and embeds is not None and cache is not None:
-            length, chunk = embeds.shape[1], generation_config.prefill_chunk_size or TOKENS_AT_ONCE
-            mask, positions = model_kwargs.get("attention_mask"), model_kwargs["position_ids"]
-            if self.config.attention_log_base:
-                self._scale_attention(length)  # every chunk's, as if all were read at once
-            for start in range(0, length - chunk, chunk):
-                stop = start + chunk
-                self.language_model(
-                    inputs_embeds=embeds[:, start:stop],
-                    attention_mask=None if mask is None else mask[:, :stop],
-                    position_ids=positions[:, start:stop],
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                )
-        rest = copy(generation_config)
-        rest.prefill_chunk_size = None
-        return super()._prefill(input_ids, rest, model_kwargs, is_first_iteration)
-
-    def adjust_generation_fn(self, *args: Any, **options: Any) -> None:
-        """Load the generation settings that were saved; without any, take the language model's, not ViLaMP's."""
-        super().adjust_generation_fn(*args, **options)
-        if self.generation_config._from_model_config:
-            self.generation_config = self.generation_config_class.from_model_config(self.config)
-
-    def _read(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        labels: torch.Tensor | None,
-        *,
-        video_embeds: list[torch.Tensor] | None,
-        pixel_values_videos: torch.Tensor | None,
-        **pixel_inputs: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Turn prompts into what `PlacedPrompts` lists, with their videos in place, if there are any."""
-        if pixel_values_videos is not None:
-            if video_embeds is not None:
-                raise ValueError("pass videos as pixel_values_videos or as video_embeds, not as both")
-            video_embeds = self._encode_batch(pixel_values_videos, **pixel_inputs)
-        elif given := [name for name, value in pixel_inputs.items() if value is not None]:
-            raise ValueError(f"{', '.join(given)} came without pixel_values_videos: pass both, or neither")
-        if video_embeds is not None:
-            return self.place_videos(input_ids, video_embeds, attention_mask, labels)
-        if (input_ids == self.config.video_token_id).any():
-            raise ValueError("input_ids hold a video token, but no video came with them")
-        return self.get_input_embeddings()(input_ids.to(self.device)), attention_mask, None, labels
-
 
 def _onto(pixels: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
     """Pixels in the type and on the device of the model that reads them."""
@@ -844,10 +572,6 @@ def _onto(pixels: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
 def _features(output: Any) -> torch.Tensor:
     """Unwrap what a CLIP's `get_*_features` return: an output, TinyWorld's the tensor itself."""
     return output if torch.is_tensor(output) else output.pooler_output
-
-
-def _pad_left(rows: list[torch.Tensor], value: float) -> torch.Tensor:
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left")
 
 
 AutoModel.register(ViLaMPConfig, ViLaMPForConditionalGeneration)

@@ -1,8 +1,10 @@
 """A video file through the model's two passes, in bounded memory."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from typing import Protocol
+from dataclasses import replace
+from os import PathLike
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -10,7 +12,10 @@ import torch
 from vilamp_lite.common.progress import progress_bar
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.video.ahead import made_ahead
-from vilamp_lite.video.source import FrameBatch, FrameStream
+from vilamp_lite.video.source import FrameBatch, FrameStream, frames_at, stream_frames
+
+if TYPE_CHECKING:
+    from vilamp_lite.modeling import MixedPrecisionSequence
 
 
 def frames_at_once(config: ViLaMPConfig) -> int:
@@ -78,3 +83,83 @@ def prepared(
         for batch, pixels in made_ahead(made()):
             yield batch, pixels
             bar.update(len(batch.indices))
+
+
+class VideoEncoding:
+    """The part of the model that turns a video file into its mixed-precision sequence."""
+
+    def distill(
+        self,
+        frame_embeds: torch.Tensor,
+        patch_batches: Iterable[torch.Tensor],
+        patches_at: Callable[[int], torch.Tensor],
+        query_embed: torch.Tensor,
+    ) -> "MixedPrecisionSequence":
+        """Take both levels on one video: choose the keyframes, then merge the other frames a batch at a time.
+
+        Args:
+            frame_embeds: [N, query_size] of the selector.
+            patch_batches: the N frames' patches in order, [B, M, D_v] each.
+            patches_at: gives one frame's patches [M, D_v], for a frame that earlier ones refer to.
+            query_embed: [query_size].
+
+        Raises:
+            ValueError: no frame is a keyframe, or as `mix_tokens`.
+        """
+        keyframes = self.select(frame_embeds, query_embed.to(frame_embeds.device)).indices
+        read_ahead = {frame: patches_at(frame) for frame in self.early_references(len(frame_embeds), keyframes)}
+        return self.mix_tokens(patch_batches, len(frame_embeds), keyframes, query_embed, read_ahead)
+
+    @torch.no_grad()
+    def encode_video(
+        self,
+        source: str | PathLike[str],
+        query: str,
+        processor: FrameProcessor,
+        *,
+        fps: float | None = None,
+        max_frames: int | None = None,
+        batch_size: int | None = None,
+    ) -> "MixedPrecisionSequence":
+        """Stream a video file into its mixed-precision sequence, in two passes: the selector's, then the patches'.
+
+        A first keyframe that is not the first frame is read ahead, which decodes the file up to it once more. Memory:
+        two batches of frames, one selector embedding per frame, the patches of reference frames (see `mix_tokens`), and
+        the tokens.
+
+        Args:
+            source: the video file.
+            query: what the keyframes should be relevant to; the bare question.
+            processor: makes pixels and query tokens, such as `ViLaMPProcessor`.
+            fps: frames sampled per second; the configuration's when left out.
+            max_frames: the most frames to sample, spread over the video.
+            batch_size: frames decoded and encoded at a time, `frames_at_once` when left out; it changes the result only
+                by rounding.
+
+        Raises:
+            ValueError: bad sampling options, more tokens than the language model's context holds (before anything is
+                decoded), or no frame is a keyframe.
+            VideoError: the file can't be read, or not to its end.
+        """
+        sampling = {
+            "fps": self.config.fps if fps is None else fps,
+            "max_frames": max_frames,
+            "batch_size": frames_at_once(self.config) if batch_size is None else batch_size,
+        }
+        stream = stream_frames(source, **sampling)
+        self.config.require_room(stream.num_frames)
+        query_embed = self.embed_query(**processor.selector_query([query]))[0]
+
+        frame_embeds, timestamps = KeptRows(stream.num_frames), KeptRows(stream.num_frames)
+        for batch, pixels in prepared(stream, "decode, select", processor.selector_pixels):
+            frame_embeds.add(self.embed_frames(pixels).cpu())
+            timestamps.add(torch.from_numpy(batch.timestamps))
+        second_pass = prepared(stream_frames(source, **sampling), "decode, encode", processor.vision_pixels)
+        batches = (self.patch_features(pixels) for _, pixels in second_pass)
+        sequence = self.distill(
+            frame_embeds.rows,
+            batches,
+            lambda frame: self.patch_features(processor.vision_pixels(frames_at(source, [frame], **sampling)))[0],
+            query_embed,
+        )
+        return replace(sequence, timestamps=timestamps.rows.numpy())
