@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.measure import compare, report
-from vilamp_lite.baselines.selectors import adaptive_keyframes, kmeans_keyframes
+from vilamp_lite.baselines.selectors import aks_keyframes, kmeans_keyframes
 from vilamp_lite.keyframes import select_keyframes
 
 SIZE, MAX_KEYFRAMES, THRESHOLD = 512, 32, 0.85
@@ -62,7 +62,7 @@ def k_means(num_frames: int, num_scenes: int) -> Callable[[], object]:
 
 def aks(num_frames: int, num_scenes: int) -> Callable[[], object]:
     embeds, query = video(num_frames, num_scenes)
-    return lambda: adaptive_keyframes(embeds, query, max_keyframes=MAX_KEYFRAMES)
+    return lambda: aks_keyframes(embeds, query, max_keyframes=MAX_KEYFRAMES)
 
 
 METHODS = {"N×N": n_by_n, "ours": ours, "k-means": k_means, "AKS": aks}

@@ -104,8 +104,8 @@ _SEEDS = ("full-seed1", "full-seed2")
 
 
 _VARIANTS = (
-    *(FULL, ("uniform", "dfm"), ("top_relevance", "dfm"), ("dks", "mean"), ("dks", "drop")),
-    *(("top_relevance", "mean"), BASELINE),
+    *(FULL, ("uniform", "dfm"), ("top_k", "dfm"), ("dks", "mean"), ("dks", "drop")),
+    *(("top_k", "mean"), BASELINE),
 )
 
 

@@ -77,8 +77,8 @@ ROWS = (
         "Is it among the first five? (Hit@5)",
         "not verified",
         _KEYFRAMES,
-        "DKS {hit_at_5_dks:.2f}, k-means {hit_at_5_kmeans:.2f}, MMR {hit_at_5_mmr:.2f}, AKS {hit_at_5_adaptive:.2f}, "
-        "top-K {hit_at_5_top_relevance:.2f}, uniform {hit_at_5_uniform:.2f}",
+        "DKS {hit_at_5_dks:.2f}, k-means {hit_at_5_kmeans:.2f}, MMR {hit_at_5_mmr:.2f}, AKS {hit_at_5_aks:.2f}, "
+        "top-K {hit_at_5_top_k:.2f}, uniform {hit_at_5_uniform:.2f}",
         _TOUR,
     ),
     Row(

@@ -5,7 +5,7 @@ import torch
 from tiny_models import tiny_model
 
 from vilamp_lite.baselines.mergers import MERGER_NAMES, QFormerMerger, mixed_tokens
-from vilamp_lite.baselines.selectors import SELECTORS, choose_keyframes, top_relevance_keyframes, uniform_keyframes
+from vilamp_lite.baselines.selectors import SELECTORS, choose_keyframes, top_k_keyframes, uniform_keyframes
 from vilamp_lite.modeling import TokenKind, ViLaMPForConditionalGeneration
 from vilamp_lite.tinyworld.miniature import miniature_config
 
@@ -225,8 +225,8 @@ def test_selectors_follow_the_configuration() -> None:
     embeds = torch.randn(40, 96, generator=torch.Generator().manual_seed(3))
     embeds[20:] = embeds[19] + 0.01 * embeds[20:]  # near-duplicates
     embeds[19:] += 0.3 * query
-    top = choose_keyframes(model, embeds, query, "top_relevance")
-    assert torch.equal(top, top_relevance_keyframes(embeds, query, max_keyframes=3).indices)
+    top = choose_keyframes(model, embeds, query, "top_k")
+    assert torch.equal(top, top_k_keyframes(embeds, query, max_keyframes=3).indices)
     assert top.min() >= 19
     uniform = choose_keyframes(model, embeds, query, "uniform")
     assert torch.equal(uniform, uniform_keyframes(embeds, query, max_keyframes=3).indices)

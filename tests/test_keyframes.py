@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from vilamp_lite.baselines.selectors import SELECTORS, adaptive_keyframes, kmeans_keyframes, mmr_keyframes
+from vilamp_lite.baselines.selectors import SELECTORS, aks_keyframes, kmeans_keyframes, mmr_keyframes
 from vilamp_lite.keyframes import select_keyframes
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -343,7 +343,7 @@ def test_baselines_choose_as_they_say(scenes: tuple[torch.Tensor, torch.Tensor])
     frames, query = scenes
     relevance = cosines(frames.numpy(), query.numpy())[:, 0]
     assert SELECTORS["uniform"](frames, query, max_keyframes=4).indices.tolist() == [12, 37, 62, 87]
-    top = SELECTORS["top_relevance"](frames, query, max_keyframes=10).order.tolist()
+    top = SELECTORS["top_k"](frames, query, max_keyframes=10).order.tolist()
     assert top == np.argsort(-relevance, kind="stable")[:10].tolist()
     # Ten clusters find the ten scenes; the frame of each is its most relevant one.
     clustered = kmeans_keyframes(frames, query, max_keyframes=10).indices
@@ -373,12 +373,12 @@ def test_adaptive_splits_only_where_scores_are_flat() -> None:
     # One frame in sixty-four stands out: it is taken alone. Flat scores: every eighth of the video gets one.
     peak = torch.zeros(64, 2)
     peak[:, 1], peak[20, 0] = 1, 5
-    assert adaptive_keyframes(peak, torch.tensor([1.0, 0.0]), max_keyframes=1).order.tolist() == [20]
-    flat = adaptive_keyframes(torch.ones(64, 2), torch.tensor([1.0, 0.0]), max_keyframes=8)
+    assert aks_keyframes(peak, torch.tensor([1.0, 0.0]), max_keyframes=1).order.tolist() == [20]
+    flat = aks_keyframes(torch.ones(64, 2), torch.tensor([1.0, 0.0]), max_keyframes=8)
     assert (flat.indices // 8).tolist() == list(range(8))
     # Shares that do not halve evenly still add up.
     for count in (3, 5, 16, 31, 64):
-        assert len(adaptive_keyframes(torch.ones(64, 2), torch.tensor([1.0, 0.0]), max_keyframes=count).order) == count
+        assert len(aks_keyframes(torch.ones(64, 2), torch.tensor([1.0, 0.0]), max_keyframes=count).order) == count
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------
@@ -442,8 +442,8 @@ def test_bad_baseline_settings() -> None:
     with pytest.raises(ValueError, match="seed must be an integer"):
         kmeans_keyframes(FRAMES, QUERY, seed=-1)
     with pytest.raises(ValueError, match="max_depth"):
-        adaptive_keyframes(FRAMES, QUERY, max_depth=0)
+        aks_keyframes(FRAMES, QUERY, max_depth=0)
     with pytest.raises(ValueError, match="contrast"):
-        adaptive_keyframes(FRAMES, QUERY, contrast=float("nan"))
+        aks_keyframes(FRAMES, QUERY, contrast=float("nan"))
     with pytest.raises(ValueError, match="query_embed must have 1 axis here"):
         mmr_keyframes(FRAMES, torch.ones(2, 4))

@@ -176,9 +176,9 @@ def seeing(examiner: Examiner, monkeypatch: pytest.MonkeyPatch) -> Examiner:
     ("family", "selector", "recall"),
     [
         ("attribute", "dks", 1),
-        ("companion", "top_relevance", 1),
+        ("companion", "top_k", 1),
         ("two needles", "dks", 1),
-        ("two needles", "top_relevance", 0.5),  # all four keyframes in one scene
+        ("two needles", "top_k", 0.5),  # all four keyframes in one scene
         ("two companions", "dks", 1),
         ("two companions", "uniform", 0),
         ("roll call", "dks", 4 / 17),  # four keyframes for 14 to 21 scenes

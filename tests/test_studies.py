@@ -414,6 +414,18 @@ def test_numbers_in_words(difference: float, p: float, text: str, words: str) ->
     assert share_text(row) == "0.95 (0.91–0.97)"
 
 
+def test_former_names_in_recorded_studies(tmp_path: Path) -> None:
+    pairs = [("top_relevance", "max_relevance"), ("adaptive", "differential")]
+    rows = [{"selector": selector, "merger": merger} for selector, merger in pairs]
+    rows.append({"answer": "adaptive"})
+    study = {"study": "niah", "parameters": {"variants": [["top_relevance", "mean"]]}, "rows": rows, "stamp": {}}
+    (tmp_path / "niah.json").write_text(json.dumps(study))
+    read = load_result("niah", tmp_path)
+    assert read["parameters"]["variants"] == [["top_k", "mean"]]
+    assert read["rows"][:2] == [{"selector": "top_k", "merger": "max"}, {"selector": "aks", "merger": "dfm"}]
+    assert read["rows"][2] == {"answer": "adaptive"}
+
+
 def test_results_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no recorded study .*niah.json: `make studies` makes it"):
         load_result("niah", tmp_path)

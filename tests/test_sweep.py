@@ -109,6 +109,12 @@ def test_the_papers_sweeps_are_ready_to_run(name: str, cells: int) -> None:
     assert sweep.metric == "accuracy"
 
 
+def test_former_names_in_a_sweep(tmp_path: Path) -> None:
+    file = tmp_path / "old.yaml"
+    file.write_text((ROOT / "notebooks/sweeps/fig6.yaml").read_text().replace("top_k", "top_relevance"))
+    assert load_sweep(file).grid["selector"] == ["dks", "uniform", "top_k"]
+
+
 def test_a_grid_grows_and_its_failed_cells_are_run_again(notebook: Path, tmp_path: Path) -> None:
     out, fixed = tmp_path / "out", {"log": str(tmp_path / "log.txt")}
     with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster:  # as a user's own

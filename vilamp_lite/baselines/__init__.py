@@ -17,11 +17,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "peers": ["CLIP_FRAMES", "PEERS", "merge_similar", "peer_tokens", "sampled_frames"],
         "selectors": [
             "SELECTORS",
-            "adaptive_keyframes",
+            "aks_keyframes",
             "choose_keyframes",
             "kmeans_keyframes",
             "mmr_keyframes",
-            "top_relevance_keyframes",
+            "top_k_keyframes",
             "uniform_keyframes",
         ],
     },

@@ -38,9 +38,7 @@ def uniform_keyframes(frame_embeds: ArrayLike, query_embed: ArrayLike, *, max_ke
     return _ranked_selection(frames, query, middles)
 
 
-def top_relevance_keyframes(
-    frame_embeds: ArrayLike, query_embed: ArrayLike, *, max_keyframes: int = 32
-) -> KeyframeSelection:
+def top_k_keyframes(frame_embeds: ArrayLike, query_embed: ArrayLike, *, max_keyframes: int = 32) -> KeyframeSelection:
     """Choose the K most relevant frames, however alike (Table 2's query-guided baseline).
 
     Args:
@@ -121,7 +119,7 @@ def kmeans_keyframes(
     return _baseline_selection(frames, query, list(best.values()))
 
 
-def adaptive_keyframes(
+def aks_keyframes(
     frame_embeds: ArrayLike,
     query_embed: ArrayLike,
     *,
@@ -169,10 +167,10 @@ def adaptive_keyframes(
 SELECTORS: dict[str, Callable[..., KeyframeSelection]] = {
     "dks": select_keyframes,
     "uniform": uniform_keyframes,
-    "top_relevance": top_relevance_keyframes,
+    "top_k": top_k_keyframes,
     "mmr": mmr_keyframes,
     "kmeans": kmeans_keyframes,
-    "adaptive": adaptive_keyframes,
+    "aks": aks_keyframes,
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vilamp_lite.common.names import names_of_today
 from vilamp_lite.common.stamp import ROOT
 from vilamp_lite.evaluation.scoring import answers_match
 from vilamp_lite.modeling import MixedPrecisionSequence
@@ -104,7 +105,7 @@ def load_result(name: str, folder: Model = RESULTS) -> Study:
     if not file.is_file():
         raise ValueError(f"there is no recorded study {file}: `make studies` makes it, from trained models")
     try:
-        study = json.loads(file.read_text())
+        study = names_of_today(json.loads(file.read_text()))
         return {key: study[key] for key in ("study", "parameters", "rows", "stamp")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not a study ({type(error).__name__}: {error})") from error

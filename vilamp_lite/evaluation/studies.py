@@ -109,7 +109,7 @@ def ablation_study(
     model: Model,
     exam: Exam,
     *,
-    selectors: Sequence[str] = ("dks", "uniform", "top_relevance"),
+    selectors: Sequence[str] = ("dks", "uniform", "top_k"),
     mergers: Sequence[str] = MERGER_NAMES,
     processes: int = 1,
     out: Model | None = None,

@@ -32,6 +32,7 @@ from dask.system import CPU_COUNT
 
 from vilamp_lite.common.files import alone_in, written_whole
 from vilamp_lite.common.fingerprints import code_checksum
+from vilamp_lite.common.names import names_of_today
 from vilamp_lite.common.progress import progress_bar
 from vilamp_lite.notebook.reproduce import RESULT, TIME_LIMIT, check_parameters, find_notebook, run_notebook
 
@@ -103,7 +104,7 @@ def load_sweep(file: Path) -> Sweep:
         raise ValueError(f"{file} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} must have the fields {', '.join(_FIELDS)}")
-    fields = {"fixed": {}, "figure": {}} | content
+    fields = {"fixed": {}, "figure": {}} | names_of_today(content)
     if unknown := sorted(map(str, set(fields) - set(_FIELDS))):
         raise ValueError(f"{file} has no use for {', '.join(unknown)}; its fields are {', '.join(_FIELDS)}")
     if missing := [name for name in _FIELDS if name not in fields]:

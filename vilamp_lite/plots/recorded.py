@@ -29,11 +29,11 @@ CHANCE = {name: 1 / len(family.options("star")) for name, family in FAMILIES.ite
 
 
 # What figures call selectors, mergers and peers; others by their own names.
-_SHOWN = {"dks": "DKS", "dfm": "DFM", "top_relevance": "top-K", "qformer": "Q-Former", "full": "ViLaMP (full)"}
+_SHOWN = {"dks": "DKS", "top_k": "top-K", "dfm": "DFM", "qformer": "Q-Former", "full": "ViLaMP (full)"}
 
 
 def shown_name(name: str) -> str:
-    """What figures call a method or variant: "top_relevance + dfm" is "top-K + DFM"."""
+    """What figures call a method or variant: "top_k + dfm" is "top-K + DFM"."""
     return " + ".join(_SHOWN.get(part, part.replace("_", " ")) for part in name.split(" + "))
 
 

@@ -17,11 +17,11 @@ from vilamp_lite.training.examples import Example, Examples, MiniatureTask
 VARIANTS = (
     ("dks", "dfm", 0.46),
     ("uniform", "dfm", 0.08),
-    ("top_relevance", "dfm", 0.10),
+    ("top_k", "dfm", 0.10),
     ("dks", "mean", 0.08),
     ("dks", "max", 0.05),
     ("dks", "qformer", 0.12),
-    ("top_relevance", "mean", 0.06),
+    ("top_k", "mean", 0.06),
     ("uniform", "mean", 0.05),
 )
 
