@@ -31,8 +31,9 @@ from transformers import (
 from transformers.utils import logging
 from video_files import write_video
 
+from vilamp_lite.clip import CLIPEncoder
 from vilamp_lite.conse import ConSEEncoder
-from vilamp_lite.encoders import CLIPEncoder, FrameTextEncoder, VideoEmbedding, embed_video, load_encoder
+from vilamp_lite.encoders import FrameTextEncoder, VideoEmbedding, embed_video, load_encoder
 from vilamp_lite.keyframes import select_keyframes
 from vilamp_lite.video.source import stream_frames
 

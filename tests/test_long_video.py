@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from vilamp_lite.tinyworld import long_videos as module
 from vilamp_lite.tinyworld.long_videos import long_video
-from vilamp_lite.tinyworld.render import is_tinyworld, render, write_video
+from vilamp_lite.tinyworld.render import is_tinyworld, render_scenes, write_video
 from vilamp_lite.video.source import probe, stream_frames
 
 FRAMES = 150
@@ -43,7 +43,7 @@ def test_the_joined_file_shows_every_scene_in_time(tmp_path: Path) -> None:
     assert is_tinyworld(video.path)
     (batch,) = stream_frames(video.path, batch_size=FRAMES)
     assert batch.timestamps.tolist() == list(range(FRAMES))
-    drawn = np.concatenate(list(render(video.haystack.scenes)))
+    drawn = np.concatenate(list(render_scenes(video.haystack.scenes)))
     assert np.abs(batch.frames.astype(int) - drawn).mean() < 3
     # No part is shifted: each frame is nearer to its own drawing than to its neighbours' across a scene's border.
     for scene_start in np.cumsum([scene.num_frames for scene in video.haystack.scenes])[:-1]:

@@ -11,7 +11,16 @@ import pytest
 
 from vilamp_lite.tinyworld.haystack import hide, save
 from vilamp_lite.tinyworld.questions import FAMILIES, random_scene, sample_questions, scene_seed
-from vilamp_lite.tinyworld.render import COLORS, FORMAT_TAG, SHAPES, Scene, Thing, render, render_scene, write_video
+from vilamp_lite.tinyworld.render import (
+    COLORS,
+    FORMAT_TAG,
+    SHAPES,
+    Scene,
+    Thing,
+    render_scene,
+    render_scenes,
+    write_video,
+)
 from vilamp_lite.video.source import stream_frames
 
 CHANCE = {"attribute": 1 / 8, "companion": 1 / 9, "roll call": 1 / 8, "two needles": 1 / 28, "two companions": 1 / 36}
@@ -68,7 +77,7 @@ def test_render_in_batches() -> None:
     scenes = [random_scene(seed) for seed in range(9)]
     whole = np.concatenate([render_scene(scene) for scene in scenes])
     for batch_size in (1, 7, 64, 1000):
-        batches = list(render(scenes, batch_size))
+        batches = list(render_scenes(scenes, batch_size))
         assert all(len(batch) == batch_size for batch in batches[:-1])
         assert np.array_equal(np.concatenate(batches), whole)
 

@@ -27,7 +27,7 @@ from vilamp_lite.tinyworld.encoder import (
 from vilamp_lite.tinyworld.haystack import hide
 from vilamp_lite.tinyworld.miniature import miniature_config, miniature_processor
 from vilamp_lite.tinyworld.questions import FAMILIES, pair_scene, random_scene, sample_questions
-from vilamp_lite.tinyworld.render import COLORS, SHAPES, is_tinyworld, render, render_scene, write_video
+from vilamp_lite.tinyworld.render import COLORS, SHAPES, is_tinyworld, render_scene, render_scenes, write_video
 from vilamp_lite.training.contrastive import caption_texts
 from vilamp_lite.training.miniature import assemble
 
@@ -290,7 +290,7 @@ def test_the_bundled_encoder_finds_needles() -> None:
     for family in ("attribute", "companion", "two needles", "two companions"):
         for question in sample_questions(family, 2, seed=5, split="test"):
             haystack = hide(question, 1024, 0.5, seed=5, pool=300)
-            embeds = torch.cat([encoder.encode_frames(frames) for frames in render(haystack.scenes, 512)])
+            embeds = torch.cat([encoder.encode_frames(frames) for frames in render_scenes(haystack.scenes, 512)])
             (query,) = encoder.encode_text([question.text])
             keyframes = select_keyframes(embeds, query, max_keyframes=4).indices.tolist()
             found[question.text] = [

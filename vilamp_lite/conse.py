@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from vilamp_lite.clip import checked_frames, tokenize, unit_vectors
 from vilamp_lite.common.checks import ArrayLike
 from vilamp_lite.common.hub import loaded, usable_device
 from vilamp_lite.common.precision import full_precision
-from vilamp_lite.encoders import checked_frames, tokenize, unit_vectors
 
 # One softmax temperature for frames and patches. At 1 a patch names one class and little else; at 10 the runners-up
 # count too, and heat maps of cos(patch, query) cover more of the thing asked for. Retrieval can't tell 2 from 10: of 30

@@ -21,10 +21,10 @@ from transformers import (
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from vilamp_lite.clip import tokenize
 from vilamp_lite.common.checks import describe
 from vilamp_lite.common.hub import loaded
 from vilamp_lite.configuration import ViLaMPConfig
-from vilamp_lite.encoders import tokenize
 from vilamp_lite.video.ahead import mapped_ahead
 from vilamp_lite.video.source import stream_frames
 

@@ -45,7 +45,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Scene",
             "Thing",
             "is_tinyworld",
-            "render",
+            "render_scenes",
             "render_scene",
             "write_video",
         ],

@@ -109,7 +109,7 @@ def render_scene(scene: Scene) -> np.ndarray:
     return np.clip(frames, 0, 255).astype(np.uint8)
 
 
-def render(scenes: Iterable[Scene], batch_size: int = 64) -> Iterator[np.ndarray]:
+def render_scenes(scenes: Iterable[Scene], batch_size: int = 64) -> Iterator[np.ndarray]:
     """Draw scenes one after another, uint8 [batch_size, 64, 64, 3] at a time; the last batch may be shorter.
 
     Raises:
@@ -146,7 +146,7 @@ def write_video(path: str | PathLike[str], scenes: Iterable[Scene], fps: int = 1
         container.metadata["comment"] = FORMAT_TAG
         stream = container.add_stream("libx264", rate=fps, options={"crf": "12", "preset": "veryfast"})
         stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, "yuv444p"
-        for frame in itertools.chain.from_iterable(render(scenes)):
+        for frame in itertools.chain.from_iterable(render_scenes(scenes)):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
             written += 1
         container.mux(stream.encode(None))

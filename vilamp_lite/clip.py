@@ -1,0 +1,135 @@
+"""CLIP and SigLIP checkpoints as encoders, and what every encoder does to its frames, texts and vectors."""
+
+import warnings
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import vilamp_lite.tinyworld.encoder  # noqa: F401  its kind of model, for transformers
+from vilamp_lite.common.checks import ArrayLike, describe
+from vilamp_lite.common.hub import loaded, usable_device
+from vilamp_lite.common.precision import full_precision
+
+_REMEDY = (
+    "pass a local directory that holds a CLIP or SigLIP checkpoint with safetensors weights, or 'conse', the encoder "
+    "that needs no download"
+)
+
+
+class CLIPEncoder:
+    """Any CLIP or SigLIP checkpoint in the Hugging Face layout; the paper uses CLIP ViT-B/32 (Level 1, DKS).
+
+    Weights come from safetensors only, and no code from a checkpoint is run. Frames go through the checkpoint's own
+    image processor.
+
+    Attributes:
+        name: Name of the checkpoint, or of its directory.
+        device: Where the model runs.
+    """
+
+    def __init__(self, name_or_path: str | Path, device: str | torch.device | None = None):
+        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+        self.device = usable_device(device)
+        self.name = Path(name_or_path).resolve().name if Path(name_or_path).is_dir() else str(name_or_path)
+        # float32 whatever the file holds: similarities near the threshold shouldn't depend on how it was saved.
+        options = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
+        model, report = loaded(AutoModel, name_or_path, remedy=_REMEDY, **options)
+        if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
+            raise ValueError(
+                f"name_or_path must be a CLIP or SigLIP checkpoint, got a {model.config.model_type} in {name_or_path}"
+            )
+        if report["missing_keys"]:
+            # transformers fills these at random and only logs it.
+            raise ValueError(f"checkpoint {name_or_path} lacks weights: {sorted(report['missing_keys'])[:4]} …")
+        self._model = model.to(self.device).eval().requires_grad_(False)
+        self._tokenizer = loaded(AutoTokenizer, name_or_path, remedy=_REMEDY)
+        # The same pixels on every machine: without torchvision only the PIL backend exists, with it another is default.
+        self._image_processor = loaded(AutoImageProcessor, name_or_path, remedy=_REMEDY, backend="pil")
+        self._max_tokens = model.config.text_config.max_position_embeddings
+        self._is_siglip = model.config.model_type.startswith("siglip")
+
+    @torch.no_grad()
+    def encode_frames(self, frames: ArrayLike) -> torch.Tensor:
+        """Embed frames.
+
+        Args:
+            frames: RGB pictures, uint8 [B, H, W, 3], array or tensor.
+
+        Returns:
+            Unit vectors, float32 [B, D], on the CPU.
+
+        Raises:
+            ValueError: `frames` is not uint8, not of that shape, or empty.
+        """
+        pictures = list(checked_frames(frames).cpu().numpy())
+        inputs = self._image_processor(pictures, input_data_format="channels_last", return_tensors="pt")
+        with full_precision(self.device):
+            return unit_vectors(self._model.get_image_features(**inputs.to(self.device)))
+
+    @torch.no_grad()
+    def encode_text(self, texts: list[str]) -> torch.Tensor:
+        """Embed texts; a text longer than the text tower (77 tokens for CLIP, 64 for SigLIP) is cut with a warning.
+
+        Args:
+            texts: Q queries.
+
+        Returns:
+            Unit vectors, float32 [Q, D], on the CPU.
+
+        Raises:
+            ValueError: `texts` is not a list of strings, or it or one of them is empty.
+        """
+        # SigLIP was trained on texts padded to full length, whose padding it attends to: it gets no mask.
+        tokens = tokenize(self._tokenizer, texts, self._max_tokens, "max_length" if self._is_siglip else True)
+        names = ["input_ids"] if self._is_siglip else ["input_ids", "attention_mask"]
+        with full_precision(self.device):
+            return unit_vectors(self._model.get_text_features(**{k: tokens[k].to(self.device) for k in names}))
+
+
+def checked_frames(frames: ArrayLike) -> torch.Tensor:
+    """Frames as a uint8 tensor [B, H, W, 3]."""
+    if isinstance(frames, np.ndarray) and frames.dtype == np.uint8:
+        frames = torch.from_numpy(np.require(frames, requirements="CW"))  # torch warns about read-only arrays
+    if not isinstance(frames, torch.Tensor) or frames.dtype != torch.uint8:
+        raise ValueError(f"frames must be a uint8 array or tensor [B, H, W, 3], got {describe(frames)}")
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.numel() == 0:
+        raise ValueError(f"frames must be non-empty and of shape [B, H, W, 3], got {describe(frames)}")
+    return frames
+
+
+def tokenize(tokenizer: Any, texts: list[str], max_tokens: int, padding: bool | str) -> Any:
+    """Tokenise texts for a text tower of `max_tokens`, and warn where one has to be cut.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        texts: Q texts.
+        max_tokens: what the tower reads.
+        padding: as the tokenizer's own argument.
+
+    Returns:
+        `input_ids` and `attention_mask`, int64 [Q, L].
+
+    Raises:
+        ValueError: `texts` is not a list of strings, or it or one of them is empty.
+    """
+    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
+        raise ValueError(f"texts must be a non-empty list of non-empty strings, got {describe(texts)}")
+    for text, ids in zip(texts, tokenizer(texts, truncation=False, verbose=False)["input_ids"], strict=True):
+        if len(ids) > max_tokens:
+            warnings.warn(
+                f"the text tower reads {max_tokens} tokens: the last {len(ids) - max_tokens} were dropped from "
+                f"{shorten(text, 60)!r}",
+                stacklevel=4,  # the caller of encode_text, past torch.no_grad's wrapper
+            )
+    return tokenizer(texts, truncation=True, max_length=max_tokens, padding=padding, return_tensors="pt")
+
+
+def unit_vectors(features: Any) -> torch.Tensor:
+    """Normalise, on the CPU; transformers' models wrap what their `get_*_features` return, TinyWorld's does not."""
+    features = features if torch.is_tensor(features) else features.pooler_output
+    return F.normalize(features.float(), dim=-1).cpu()
