@@ -15,6 +15,7 @@ from vilamp_lite.checkpoints import load_checkpoint, load_processor
 from vilamp_lite.evaluation import footage as footage_module
 from vilamp_lite.evaluation.footage import Case, Splice, encode_splice, evaluate_cases, load_cases
 from vilamp_lite.evaluation.scoring import wilson_interval
+from vilamp_lite.generation import Answer
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
 
@@ -98,9 +99,9 @@ def test_cases_are_answered_and_kept(miniature: Path, footage: Path, monkeypatch
     assert cases[1].prompt == "and what?"
     prompts: list[str] = []
 
-    def say(model, processor, prompt, sequence, max_new_tokens) -> str:
+    def say(model, processor, prompt, sequence, **options) -> Answer:
         prompts.append(prompt)
-        return "B." if "B. a dog" in prompt else "a moon"
+        return Answer("B." if "B. a dog" in prompt else "a moon", torch.tensor([0]))
 
     monkeypatch.setattr(footage_module, "answer", say)
     out = footage / "out"

@@ -24,6 +24,7 @@ from vilamp_lite.evaluation.niah import Cell, Evaluation, Examiner, cell_haystac
 from vilamp_lite.evaluation.results import Prediction
 from vilamp_lite.evaluation.runs import evaluate_cells
 from vilamp_lite.evaluation.scoring import wilson_interval
+from vilamp_lite.generation import Answer
 from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
 from vilamp_lite.tinyworld.haystack import hide, pool_scenes
 from vilamp_lite.tinyworld.miniature import miniature_config
@@ -117,9 +118,9 @@ def test_an_answer_is_the_models_own(
     read: list[MixedPrecisionSequence] = []
     generate = niah.answer
 
-    def watched(model, processor, prompt, sequence, *options) -> str:
+    def watched(model, processor, prompt, sequence, **options) -> Answer:
         read.append(sequence)
-        return generate(model, processor, prompt, sequence, *options)
+        return generate(model, processor, prompt, sequence, **options)
 
     monkeypatch.setattr(niah, "answer", watched)
     cell = Cell(150, 0.3, family, questions=2)
@@ -168,7 +169,7 @@ def seeing(examiner: Examiner, monkeypatch: pytest.MonkeyPatch) -> Examiner:
     monkeypatch.setattr(examiner.processor, "selector_query", lambda questions: {"question": questions[0]})
     monkeypatch.setattr(examiner.model, "embed_query", eyes.query)
     monkeypatch.setattr(examiner.model.config, "fill", "none")
-    monkeypatch.setattr(niah, "answer", lambda *_: " Red\n")
+    monkeypatch.setattr(niah, "answer", lambda *_, **__: Answer(" Red\n", torch.tensor([0])))
     return examiner
 
 
@@ -358,11 +359,11 @@ def test_an_interrupted_run_goes_on(
 ) -> None:
     generate, calls = niah.answer, []
 
-    def interrupted(*arguments) -> str:
+    def interrupted(*arguments, **options) -> Answer:
         calls.append(arguments)
         if len(calls) == 5:  # in the middle of the second cell
             raise KeyboardInterrupt
-        return generate(*arguments)
+        return generate(*arguments, **options)
 
     monkeypatch.setattr(niah, "answer", interrupted)
     with pytest.raises(KeyboardInterrupt):

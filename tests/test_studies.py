@@ -35,6 +35,7 @@ from vilamp_lite.evaluation.studies import (
     seeds_study,
     sensitivity_study,
 )
+from vilamp_lite.generation import Answer
 from vilamp_lite.modeling import TokenKind
 from vilamp_lite.tinyworld.questions import FAMILIES
 
@@ -310,11 +311,11 @@ SHORT = Exam((64,), (0.5,), ("attribute",), questions=2, seed=3, pool=30)
 def test_a_study_goes_on_where_it_stopped(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generate, calls = niah.answer, []
 
-    def interrupted(*arguments) -> str:
+    def interrupted(*arguments, **options) -> Answer:
         calls.append(arguments)
         if len(calls) == 4:  # in the second setting
             raise KeyboardInterrupt
-        return generate(*arguments)
+        return generate(*arguments, **options)
 
     monkeypatch.setattr(niah, "answer", interrupted)
     settings = {"keyframes": (2, 4), "out": tmp_path}

@@ -322,10 +322,6 @@ class ViLaMPConfig(PreTrainedConfig):
             raise ValueError(f"num_keyframes must be at most num_frames, got {keyframes} of {num_frames}")
         return self.tokens_per_keyframe * keyframes + num_frames - keyframes + int(self.video_newline)
 
-    def video_step(self, num_tokens: int) -> float:
-        """How far each of a video's tokens moves the position: 1, or less in one of more than `video_positions`."""
-        return 1.0 if self.video_positions is None else min(1.0, self.video_positions / num_tokens)
-
     def require_room(self, num_frames: int, prompt_tokens: int = 0, new_tokens: int = 0) -> None:
         """Refuse a sequence longer than the language model's context, before anything is decoded.
 

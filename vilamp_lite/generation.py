@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig
+from transformers.generation import BaseStreamer
 
+from vilamp_lite.additions import position_step, sharper_attention
 from vilamp_lite.common.checks import describe
 
 if TYPE_CHECKING:
@@ -71,7 +75,7 @@ class VideoGeneration:
             video_embeds: B tensors [T, D].
             attention_mask: [B, L], 0 for padding on either side.
             labels: [B, L]; the video's tokens get −100.
-            video_steps: B, how far each token of a video moves the position; `config.video_step` when left out.
+            video_steps: B, how far each token of a video moves the position; `position_step` when left out.
 
         Raises:
             ValueError: a row without a video token or with several, another number of videos than rows, inputs of
@@ -90,7 +94,7 @@ class VideoGeneration:
             if not torch.is_tensor(video) or video.shape[1:] != shape or video.ndim != 2:
                 raise ValueError(f"video_embeds must be tensors [T, {shape[0]}], got {describe(video)}")
         if video_steps is None and self.config.video_positions is not None:
-            video_steps = [self.config.video_step(len(video)) for video in video_embeds]
+            video_steps = [position_step(self.config, len(video)) for video in video_embeds]
         rows, positions, targets = [], [], []
         for row, (ids, mask, video) in enumerate(zip(input_ids, attention_mask, video_embeds, strict=True)):
             ids = ids[mask.bool()]
@@ -162,18 +166,18 @@ class VideoGeneration:
         if is_first_iteration and embeds is not None and cache is not None:
             length, chunk = embeds.shape[1], generation_config.prefill_chunk_size or TOKENS_AT_ONCE
             mask, positions = model_kwargs.get("attention_mask"), model_kwargs["position_ids"]
-            if self.config.attention_log_base:
-                self._scale_attention(length)  # every chunk's, as if all were read at once
-            for start in range(0, length - chunk, chunk):
-                stop = start + chunk
-                self.language_model(
-                    inputs_embeds=embeds[:, start:stop],
-                    attention_mask=None if mask is None else mask[:, :stop],
-                    position_ids=positions[:, start:stop],
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                )
+            # Every chunk's attention is scaled as if all were read at once.
+            with sharper_attention(self.language_model, length, self.config.attention_log_base):
+                for start in range(0, length - chunk, chunk):
+                    stop = start + chunk
+                    self.language_model(
+                        inputs_embeds=embeds[:, start:stop],
+                        attention_mask=None if mask is None else mask[:, :stop],
+                        position_ids=positions[:, start:stop],
+                        past_key_values=cache,
+                        use_cache=True,
+                        logits_to_keep=1,
+                    )
         rest = copy(generation_config)
         rest.prefill_chunk_size = None
         return super()._prefill(input_ids, rest, model_kwargs, is_first_iteration)
@@ -208,32 +212,60 @@ class VideoGeneration:
         return self.get_input_embeddings()(input_ids.to(self.device)), attention_mask, None, labels
 
 
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a model says.
+
+    Attributes:
+        text: without special tokens and outer spaces.
+        tokens: [n] int64.
+    """
+
+    text: str
+    tokens: torch.Tensor
+
+
+@torch.no_grad()
 def answer(
     model: "ViLaMPForConditionalGeneration",
     processor: "ViLaMPProcessor",
     prompt: str,
     sequence: "MixedPrecisionSequence",
+    *,
     max_new_tokens: int,
+    streamer: BaseStreamer | None = None,
     prefill_chunk_size: int | None = None,
-) -> str:
-    """Let a model answer a question about a video that is already a sequence.
+) -> Answer:
+    """Answer a question about a video that is already a sequence, greedily.
 
     Args:
         model: in evaluation mode.
         processor: its processor.
-        prompt: with one video.
-        sequence: the video.
-        max_new_tokens: of the answer.
-        prefill_chunk_size: as in `model.generate`.
+        prompt: the question, and whatever else stands beside the video.
+        sequence: the video, such as `encode_video` makes.
+        max_new_tokens: the longest answer.
+        streamer: is given each token as it comes.
+        prefill_chunk_size: as in `generate`.
+
+    Raises:
+        ValueError: logits that are not finite, which half precision can bring about.
     """
     tokens = model.generate(
         **processor.prompts([prompt]),
         video_embeds=[sequence.embeds],
         max_new_tokens=max_new_tokens,
         do_sample=False,
+        streamer=streamer,
         prefill_chunk_size=prefill_chunk_size,
+        logits_processor=[partial(_require_finite, model.language_model.dtype)],
     )
-    return processor.batch_decode(tokens)[0].strip()
+    return Answer(processor.batch_decode(tokens)[0].strip(), tokens[0])
+
+
+def _require_finite(dtype: torch.dtype, _: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    if not logits.isfinite().all():
+        raise ValueError(f"logits are not finite in {dtype}: use bfloat16 or float32")
+    return logits
 
 
 def _pad_left(rows: list[torch.Tensor], value: float) -> torch.Tensor:

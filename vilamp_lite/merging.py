@@ -10,7 +10,6 @@ weights [B, M]): what a frame became, and how much each patch gave to it.
 """
 
 import math
-from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -33,9 +32,6 @@ _EPS = 1e-8
 
 # With patches of norm 100 and a temperature of 0.01, scores then differ by about 1e-3 before the softmax.
 _NEUTRAL_STD = 1e-7
-
-
-Merger = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def differential_merge(
@@ -119,43 +115,6 @@ class DifferentialMerger(nn.Module):
         self.relevance_map = linear_map(hidden_size, hidden_size) if mapped_relevance else nn.Identity()
         self.reference_map = linear_map(hidden_size, hidden_size) if mapped_redundancy else nn.Identity()
         self.redundancy_map = linear_map(hidden_size, hidden_size) if mapped_redundancy else nn.Identity()
-
-    @classmethod
-    def from_released_weights(cls, weights: Mapping[str, torch.Tensor]) -> "DifferentialMerger":
-        """Build the mapped + mapped form from the released code's parameters.
-
-        Args:
-            weights: tensors or arrays under `tau` and `linear_{q,k,iq,ik}.{weight,bias}`; other keys are ignored.
-
-        Raises:
-            ValueError: a parameter is missing or has the wrong shape, or τ is not above 0.
-        """
-        names = {
-            "temperature": "tau",
-            **{
-                f"{ours}.{part}": f"{theirs}.{part}"
-                for ours, theirs in (
-                    ("query_map", "linear_q"),
-                    ("relevance_map", "linear_iq"),
-                    ("reference_map", "linear_k"),
-                    ("redundancy_map", "linear_ik"),
-                )
-                for part in ("weight", "bias")
-            },
-        }
-        if not isinstance(weights, Mapping):
-            raise ValueError(f"weights must map names to tensors, got {describe(weights)}")
-        missing = sorted(theirs for theirs in names.values() if theirs not in weights)
-        if missing:
-            raise ValueError(f"weights lacks {', '.join(missing)}; it holds {', '.join(sorted(weights)) or 'nothing'}")
-        state = {ours: torch.as_tensor(weights[theirs]) for ours, theirs in names.items()}
-        query_map = float_tensor("linear_q.weight", state["query_map.weight"], 2)
-        merger = cls(*query_map.shape, temperature=float(state["temperature"])).to(query_map.dtype)
-        try:
-            merger.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(f"weights do not fit together: {error}") from error
-        return merger
 
     @torch.no_grad()
     def start_neutral(self) -> None:
@@ -243,10 +202,7 @@ def merge_frames(
     *,
     chunk_size: int = 8,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Merge a video's frames a chunk at a time; extra memory is that of one chunk, besides the result.
-
-    Neighbouring frames share their keyframe, so its patches are mapped once for the whole run of frames, and nothing is
-    broadcast to the size of the video.
+    """Merge every frame of a video, a chunk at a time; extra memory is that of one chunk, besides the result.
 
     Args:
         merger: the learned merger.
@@ -257,9 +213,6 @@ def merge_frames(
 
     Returns:
         tokens [N, D] and weights [N, M].
-
-    Raises:
-        ValueError: NaN or infinity, wrong rank or size, a reference outside the video, or a chunk size below 1.
     """
     positive_int("chunk_size", chunk_size)
     patches = float_tensor("patches", patches, 3)
@@ -272,14 +225,12 @@ def merge_frames(
     # Filled in place: small results kept between large temporaries would pin the allocator's memory.
     tokens = patches.new_empty(len(patches), patches.shape[2])
     weights = patches.new_empty(patches.shape[:2])
-    start = 0
-    for reference, run in zip(*torch.unique_consecutive(references, return_counts=True), strict=True):
-        mapped_reference = merger.map_reference(patches[reference])
-        stop = start + int(run)
-        for first in range(start, stop, chunk_size):
-            chunk = slice(first, min(first + chunk_size, stop))
-            tokens[chunk], weights[chunk] = merger.merge(patches[chunk], mapped_reference, mapped_query)
-        start = stop
+    for start in range(0, len(patches), chunk_size):
+        chunk = slice(start, start + chunk_size)
+        # Neighbours share their keyframe, which is mapped once for the chunk.
+        frames, which = references[chunk].unique(return_inverse=True)
+        mapped_reference = merger.map_reference(patches[frames])[which]
+        tokens[chunk], weights[chunk] = merger.merge(patches[chunk], mapped_reference, mapped_query)
     return tokens, weights
 
 

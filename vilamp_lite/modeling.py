@@ -9,12 +9,10 @@
 The model has no algorithm of its own: selection is in `keyframes.py`, merging in `merging.py`.
 """
 
-import itertools
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum, IntEnum, auto
-from typing import Any
+from enum import IntEnum
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -31,7 +29,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple
 
-from vilamp_lite.additions import KeyframeBlock
+from vilamp_lite.additions import KeyframeBlock, scaled_modules, sharper_attention
 from vilamp_lite.common.checks import describe, float_tensor
 from vilamp_lite.common.precision import full_precision
 from vilamp_lite.configuration import ViLaMPConfig
@@ -42,6 +40,9 @@ from vilamp_lite.released import released_reference, straight_through_gate
 from vilamp_lite.streaming.encode import KeptRows, VideoEncoding, frames_at_once
 
 _REFERENCES = {"preceding": preceding_keyframe, "released": released_reference}
+
+# Features [B, M, D] of frames and of their mapped references in; tokens [B, D] out, or [0, D] where frames are dropped.
+Merge: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class TokenKind(IntEnum):
@@ -88,13 +89,6 @@ class ViLaMPOutput(ModelOutput):
     past_key_values: Any = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
-
-
-class _Run(Enum):
-    """Stretches of frames that have no common reference."""
-
-    KEYFRAMES = auto()
-    OWN_REFERENCE = auto()
 
 
 class Connector(nn.Sequential):
@@ -187,12 +181,7 @@ class ViLaMPForConditionalGeneration(VideoEncoding, VideoGeneration, ViLaMPPreTr
         hidden = config.text_config.hidden_size
         self.video_newline = nn.Parameter(torch.randn(hidden) * hidden**-0.5) if config.video_newline else None
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        self._attention_scales = [
-            (module, module.scaling)
-            for module in self.language_model.modules()
-            if isinstance(getattr(module, "scaling", None), float)
-        ]
-        if config.attention_log_base and not self._attention_scales:
+        if config.attention_log_base and not scaled_modules(self.language_model):
             raise ValueError(f"attention_log_base can't be used with a {config.text_config.model_type}")
         if config.video_positions and getattr(config.text_config, "rope_parameters", None) is None:
             raise ValueError(
@@ -296,65 +285,66 @@ class ViLaMPForConditionalGeneration(VideoEncoding, VideoGeneration, ViLaMPPreTr
         keyframes: torch.Tensor,
         query_embed: torch.Tensor,
         read_ahead: Mapping[int, torch.Tensor] | None = None,
+        merge: Merge | None = None,
     ) -> MixedPrecisionSequence:
         """Build a video's mixed-precision sequence from its patches, in temporal order and one batch at a time.
 
-        Held at any time are one batch, the mapped patches of the reference frames still in use (one with the paper's
-        reference, up to K with the released one), and the tokens made so far.
+        Held at any time are one batch with its references, the mapped patches of the reference frames still in use (one
+        with the paper's reference, up to K with the released one), and the tokens made so far. Gradients flow.
 
         Args:
             patch_batches: the N frames' patches in order, [B, M, D_v] each.
             num_frames: N.
             keyframes: [K'] int64 frame numbers.
             query_embed: [query_size].
-            read_ahead: patches [M, D_v] of frames that earlier frames refer to, by frame number (`early_references`).
+            read_ahead: patches [M, D_v] of frames that frames of earlier batches refer to (`early_references`).
+            merge: what makes tokens of the other frames; the model's own differential merge when left out.
 
         Raises:
-            ValueError: the batches hold more or fewer than N frames, `read_ahead` lacks a frame, or as
-                `preceding_keyframe`.
+            ValueError: the batches hold more or fewer than N frames, or `read_ahead` lacks a frame.
         """
-        reference_of = self.reference_frames(num_frames, keyframes).tolist()
+        compared_with = self.reference_frames(num_frames, keyframes).tolist()
         is_keyframe = torch.zeros(num_frames, dtype=torch.bool).index_fill_(0, keyframes, True)
-        # A run is a stretch of keyframes, of frames with the same reference, or of frames that are their own.
-        run_of: list[int | _Run] = [
-            _Run.KEYFRAMES if key else _Run.OWN_REFERENCE if reference == frame else reference
-            for frame, (key, reference) in enumerate(zip(is_keyframe.tolist(), reference_of, strict=True))
-        ]
-        last_use = {run: frame for frame, run in enumerate(run_of) if not isinstance(run, _Run)}
-        missing = sorted(set(self.early_references(num_frames, keyframes)) - set(read_ahead or {}))
-        if missing:
-            raise ValueError(f"read_ahead must hold frame {missing[0]}, which earlier frames are compared with")
-        mapped_query = self.merger.map_query(query_embed.to(self.keyframe_connector[0].weight.dtype))
+        last_use = {compared_with[frame]: frame for frame in (~is_keyframe).nonzero()[:, 0].tolist()}
         references = {
             frame: self.merger.map_reference(self.mergeable(patches)) for frame, patches in (read_ahead or {}).items()
         }
-        counts = torch.where(is_keyframe, self.config.tokens_per_keyframe, 1)
-        tokens = KeptRows(int(counts.sum()))
-        frame = 0
+        merge = merge or self.merge_for(query_embed)
+        tokens = KeptRows(int(torch.where(is_keyframe, self.config.tokens_per_keyframe, 1).sum()))
+        frame_of_token = []
+        stop = 0
         for patches in patch_batches:
-            frames = range(frame, frame := frame + len(patches))
-            if frame > num_frames:
+            start, stop = stop, stop + len(patches)
+            if stop > num_frames:
                 break
             features = self.mergeable(patches)
-            for number in last_use.keys() & set(frames) - references.keys():
-                references[number] = self.merger.map_reference(features[number - frames.start])
-            for run, members in itertools.groupby(frames, lambda number: run_of[number]):
-                numbers = list(members)
-                chunk = slice(numbers[0] - frames.start, numbers[-1] + 1 - frames.start)
-                if run is _Run.KEYFRAMES:
-                    tokens.add(self.keyframe_tokens(patches[chunk]))
-                    continue
-                own = run is _Run.OWN_REFERENCE
-                reference = self.merger.map_reference(features[chunk]) if own else references[run]
-                tokens.add(self._merged_tokens(features[chunk], reference, mapped_query))
-                del reference  # or it would outlive its last use
-            references = {number: kept for number, kept in references.items() if last_use.get(number, -1) >= frame}
-        if frame != num_frames:
+            for frame in last_use.keys() & set(range(start, stop)) - references.keys():
+                references[frame] = self.merger.map_reference(features[frame - start])
+            keys, others = ((is_keyframe[start:stop] == kind).nonzero()[:, 0] for kind in (True, False))
+            kept = [self.keyframe_tokens(patches[keys])] if len(keys) else []
+            if len(others):
+                missing = {compared_with[start + n] for n in others.tolist()} - references.keys()
+                if missing:
+                    raise ValueError(f"read_ahead must hold frame {min(missing)}, which earlier frames refer to")
+                reference = torch.stack([references[compared_with[start + n]] for n in others.tolist()])
+                merged = merge(features[others], reference)
+                others = others[: len(merged)]  # none are left where frames are dropped
+                kept.append(self.merged_connector(merged) if self.config.merge_before_projection else merged)
+            frames = torch.cat([keys.repeat_interleave(self.config.tokens_per_keyframe), others])
+            order = frames.argsort(stable=True)
+            tokens.add(torch.cat(kept)[order])
+            frame_of_token.append(start + frames[order])
+            references = {frame: kept for frame, kept in references.items() if last_use.get(frame, -1) >= stop}
+        if stop != num_frames:
             raise ValueError(
-                f"patch_batches must hold {num_frames} frames, got {'more' if frame > num_frames else frame}"
+                f"patch_batches must hold {num_frames} frames, got {'more' if stop > num_frames else stop}"
             )
-        frame_of_token = torch.arange(num_frames).repeat_interleave(counts)
-        return self.sequence(tokens.rows, is_keyframe, frame_of_token)
+        return self.sequence(tokens.rows, is_keyframe, torch.cat(frame_of_token))
+
+    def merge_for(self, query_embed: torch.Tensor) -> Merge:
+        """The model's own differential merge under a query [query_size]."""
+        query = self.merger.map_query(query_embed.to(self.keyframe_connector[0].weight.dtype))
+        return lambda features, reference: self.merger.merge(features, reference, query)[0]
 
     def early_references(self, num_frames: int, keyframes: torch.Tensor) -> list[int]:
         """Name the frames that frames before them refer to: the first keyframe, unless it is the first frame."""
@@ -373,11 +363,6 @@ class ViLaMPForConditionalGeneration(VideoEncoding, VideoGeneration, ViLaMPPreTr
         if self.keyframe_block is not None:
             tokens = self.keyframe_block(tokens)
         return tokens.flatten(0, 1)
-
-    def _merged_tokens(self, features: torch.Tensor, reference: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-        """One token for each frame: [B, M, D] to [B, D]."""
-        tokens, _ = self.merger.merge(features, reference, query)
-        return self.merged_connector(tokens) if self.config.merge_before_projection else tokens
 
     def sequence(
         self, embeds: torch.Tensor, is_keyframe: torch.Tensor, frame_of_token: torch.Tensor
@@ -533,18 +518,17 @@ class ViLaMPForConditionalGeneration(VideoEncoding, VideoGeneration, ViLaMPPreTr
             if not len(supervised):
                 raise ValueError("labels supervise no token: all are -100, or only the first is not")
         needed = torch.cat([kept, supervised]).unique()
-        if self.config.attention_log_base:
-            read = 0 if past_key_values is None else past_key_values.get_seq_length()
-            self._scale_attention(read + length)
-        output = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            logits_to_keep=needed.to(inputs_embeds.device),
-            **options,
-        )
+        read = 0 if past_key_values is None else past_key_values.get_seq_length()
+        with sharper_attention(self.language_model, read + length, self.config.attention_log_base):
+            output = self.language_model(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                logits_to_keep=needed.to(inputs_embeds.device),
+                **options,
+            )
         loss = None
         if labels is not None:
             predicted = output.logits[:, torch.searchsorted(needed, supervised)].flatten(0, 1).float()
@@ -553,15 +537,6 @@ class ViLaMPForConditionalGeneration(VideoEncoding, VideoGeneration, ViLaMPPreTr
         logits = output.logits[:, torch.searchsorted(needed, kept)]
         cache = getattr(output, "past_key_values", None)  # a recurrent model has another kind
         return ViLaMPOutput(loss, logits, cache, output.hidden_states, getattr(output, "attentions", None))
-
-    def _scale_attention(self, length: int) -> None:
-        """Sharpen attention over many tokens: logits times log(length) / log(base), see the configuration.
-
-        In a padded batch the longest row decides for all.
-        """
-        factor = math.log(max(length, 2)) / math.log(self.config.attention_log_base)
-        for attention, scale in self._attention_scales:
-            attention.scaling = scale * factor
 
 
 def _onto(pixels: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:

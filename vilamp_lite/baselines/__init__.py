@@ -7,10 +7,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "mergers": [
             "MERGERS",
-            "MERGER_NAMES",
             "QFormerMerger",
-            "drop_merge",
-            "max_relevance_merge",
+            "max_merge",
             "mean_merge",
             "mixed_tokens",
         ],

@@ -8,58 +8,33 @@ from torch.nn import functional as F
 
 from vilamp_lite.common.checks import choice, positive_int, require_finite
 from vilamp_lite.merging import (
-    Merger,
     check_merge_inputs,
     cosine_with_unit,
-    differential_merge,
     linear_map,
     unit,
     weighted_sum,
 )
-from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
+from vilamp_lite.modeling import Merge, MixedPrecisionSequence, ViLaMPForConditionalGeneration
 
 
 def mean_merge(
     patches: torch.Tensor, reference: torch.Tensor, query: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Average a frame's patches [B, M, D], whatever the query and the keyframe (Table 2's mean pooling).
-
-    Raises:
-        ValueError: as `differential_merge`.
-    """
+    """Average a frame's patches [B, M, D], whatever the query and the keyframe (Table 2's mean pooling)."""
     patches, reference, query = check_merge_inputs(patches, reference, query)
     tokens, weights = weighted_sum(patches, torch.zeros_like(patches[..., 0]))
     require_finite(tokens, patches=patches)
     return tokens, weights
 
 
-def max_relevance_merge(
-    patches: torch.Tensor, reference: torch.Tensor, query: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keep of each frame the one patch most like the query; the first of several. Query [D].
-
-    Raises:
-        ValueError: as `differential_merge`.
-    """
+def max_merge(patches: torch.Tensor, reference: torch.Tensor, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keep of each frame the one patch most like the query; the first of several. Query [D]."""
     patches, reference, query = check_merge_inputs(patches, reference, query, same_size=True)
     relevance = cosine_with_unit(patches, unit(query))
     weights = F.one_hot(relevance.argmax(dim=1), patches.shape[1]).to(patches.dtype)
     tokens = torch.einsum("bm,bmd->bd", weights, patches)
     require_finite(tokens, patches=patches, query=query)
     return tokens, weights
-
-
-def drop_merge(
-    patches: torch.Tensor, reference: torch.Tensor, query: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keep nothing of the frames between keyframes: tokens [0, D] and weights [0, M].
-
-    Raises:
-        ValueError: as `differential_merge`.
-    """
-    patches, reference, query = check_merge_inputs(patches, reference, query)
-    require_finite(patches, patches=patches)
-    return patches.new_zeros(0, patches.shape[2]), patches.new_zeros(0, patches.shape[1])
 
 
 class QFormerMerger(nn.Module):
@@ -110,19 +85,8 @@ class QFormerMerger(nn.Module):
         return tokens, weights[:, 0]
 
 
-# The mergers without parameters; `DifferentialMerger` and `QFormerMerger` are built to size and called the same way.
-MERGERS: dict[str, Merger] = {
-    "differential": differential_merge,
-    "mean": mean_merge,
-    "max_relevance": max_relevance_merge,
-    "drop": drop_merge,
-}
-
-
-MERGER_NAMES = ("dfm", "mean", "max", "drop", "qformer")
-
-
-_FRAMES_AT_ONCE = 512  # merged at a time
+# Frames merged at a time.
+_FRAMES_AT_ONCE = 512
 
 
 def mixed_tokens(
@@ -133,61 +97,58 @@ def mixed_tokens(
     merger: str = "dfm",
     qformer: QFormerMerger | None = None,
 ) -> MixedPrecisionSequence:
-    """Build a video's mixed-precision sequence with any merger; gradients flow.
+    """Build the mixed-precision sequence of a video whose patches are in memory, with any merger; gradients flow.
 
     Args:
         model: makes the tokens.
         patches: [N, M, D_v], of the vision tower.
         keyframes: [K'] int64 frame numbers.
         query_embed: [query_size].
-        merger: "dfm", the model's own; "mean"; "max", the patch most relevant under the model's own maps; "drop", no
-            tokens between keyframes; "qformer".
-        qformer: needed for the last.
+        merger: a name in `MERGERS`.
+        qformer: the trained one, for "qformer".
 
     Raises:
-        ValueError: an unknown merger, "qformer" without one, or as `preceding_keyframe`.
+        ValueError: an unknown merger, or "qformer" without one.
     """
-    choice("merger", merger, MERGER_NAMES)
-    reference_of = model.reference_frames(len(patches), keyframes)
-    is_keyframe = torch.zeros(len(patches), dtype=torch.bool).index_fill_(0, keyframes, True)
-    chosen, others = is_keyframe.nonzero()[:, 0], (~is_keyframe).nonzero()[:, 0]
-    if merger == "drop":
-        others = others[:0]
-    key_tokens = model.keyframe_tokens(patches[chosen])
-    merged = key_tokens.new_zeros(0, key_tokens.shape[1])
-    if len(others):
-        merge = _merge_function(model, query_embed.to(patches.dtype), merger, qformer)
-        features = model.mergeable(patches)
-        merged = torch.cat(
-            [merge(features[part], features[reference_of[part]]) for part in others.split(_FRAMES_AT_ONCE)]
-        )
-        if model.config.merge_before_projection:
-            merged = model.merged_connector(merged)
-    frame_of_token = torch.cat([chosen.repeat_interleave(model.config.tokens_per_keyframe), others])
-    order = frame_of_token.argsort(stable=True)
-    return model.sequence(torch.cat([key_tokens, merged])[order], is_keyframe, frame_of_token[order])
+    merge = MERGERS[choice("merger", merger, tuple(MERGERS))](model, query_embed.to(patches.dtype), qformer)
+    early = {frame: patches[frame] for frame in model.early_references(len(patches), keyframes)}
+    return model.mix_tokens(patches.split(_FRAMES_AT_ONCE), len(patches), keyframes, query_embed, early, merge)
 
 
-def _merge_function(
-    model: ViLaMPForConditionalGeneration, query: torch.Tensor, merger: str, qformer: QFormerMerger | None
-) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The merger as a function of patches and references, both [B, M, D], to tokens [B, D]."""
-    if merger == "dfm":
-        mapped_query = model.merger.map_query(query)
-        return lambda patches, reference: model.merger.merge(
-            patches, model.merger.map_reference(reference), mapped_query
-        )[0]
-    if merger == "mean":
-        return lambda patches, reference: patches.mean(dim=1)
-    if merger == "max":
-        mapped_query = model.merger.map_query(query)
+def _dfm(model: ViLaMPForConditionalGeneration, query: torch.Tensor, _: QFormerMerger | None) -> Merge:
+    return model.merge_for(query)
 
-        def merge(patches: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-            mapped = model.merger.relevance_map(patches)
-            _, weights = max_relevance_merge(mapped, mapped, mapped_query.to(mapped))
-            return torch.einsum("bm,bmd->bd", weights, patches)
 
-        return merge
+def _mean(*_: object) -> Merge:
+    return lambda features, _: features.mean(dim=1)
+
+
+def _max(model: ViLaMPForConditionalGeneration, query: torch.Tensor, _: QFormerMerger | None) -> Merge:
+    """The patch that the model's own maps find most relevant."""
+    mapped_query = model.merger.map_query(query)
+
+    def merge(features: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        relevance = cosine_with_unit(model.merger.relevance_map(features), mapped_query)
+        return features[torch.arange(len(features)), relevance.argmax(dim=1)]
+
+    return merge
+
+
+def _qformer(_: ViLaMPForConditionalGeneration, query: torch.Tensor, qformer: QFormerMerger | None) -> Merge:
     if qformer is None:
         raise ValueError("merger='qformer' needs a trained QFormerMerger")
-    return lambda patches, reference: qformer(patches, reference, query)[0]
+    return lambda features, reference: qformer(features, features[0], query)[0]
+
+
+def _drop(*_: object) -> Merge:
+    return lambda features, _: features[:0, 0]
+
+
+# Each makes a model's `Merge` under a query.
+MERGERS: dict[str, Callable[[ViLaMPForConditionalGeneration, torch.Tensor, QFormerMerger | None], Merge]] = {
+    "dfm": _dfm,
+    "mean": _mean,
+    "max": _max,
+    "qformer": _qformer,
+    "drop": _drop,
+}

@@ -275,6 +275,6 @@ def _answer_case(
     model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor, case: Case, splice: Splice
 ) -> Prediction:
     sequence = encode_splice(model, splice, case.question, processor)
-    said = answer(model, processor, case.prompt, sequence, _ANSWER_TOKENS)
+    said = answer(model, processor, case.prompt, sequence, max_new_tokens=_ANSWER_TOKENS).text
     needle = (splice.place, splice.place + splice.needle_frames)
     return make_prediction(case.question, case.answer, said, case.is_correct(said), sequence, [needle])

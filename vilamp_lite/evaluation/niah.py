@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vilamp_lite.baselines.mergers import MERGER_NAMES, QFormerMerger, mixed_tokens
+from vilamp_lite.baselines.mergers import MERGERS, QFormerMerger, mixed_tokens
 from vilamp_lite.baselines.peers import PEERS, peer_tokens, sampled_frames
 from vilamp_lite.baselines.selectors import SELECTORS, choose_keyframes
 from vilamp_lite.common.checks import choice, finite_number, positive_int
@@ -50,7 +50,7 @@ class Cell:
             over the whole video, so that their depth is only a name.
         family: of the questions, a name in `FAMILIES`.
         selector: a name in `SELECTORS`.
-        merger: a name in `MERGER_NAMES`; or in `PEERS`, whose models sample frames uniformly.
+        merger: a name in `MERGERS`; or in `PEERS`, whose models sample frames uniformly.
         questions: how many.
         budget: visual tokens at most: the video is sampled uniformly until it fits. None: every frame is seen.
 
@@ -74,7 +74,7 @@ class Cell:
             raise ValueError(f"depth must lie from 0 to 1, got {self.depth}")
         choice("family", self.family, tuple(FAMILIES))
         choice("selector", self.selector, tuple(SELECTORS))
-        choice("merger", self.merger, (*MERGER_NAMES, *PEERS))
+        choice("merger", self.merger, (*MERGERS, *PEERS))
         if self.budget is not None:
             positive_int("budget", self.budget)
         if self.merger in PEERS and (self.budget is None or self.selector != "uniform"):
@@ -263,7 +263,14 @@ class Examiner:
 
     def _answer(self, haystack: Haystack, cell: Cell) -> Prediction:
         question, sequence = haystack.question, self.sequence(haystack, cell.selector, cell.merger, cell.budget)
-        said = answer(self.model, self.processor, question.text, sequence, _ANSWER_TOKENS, _WHOLE)
+        said = answer(
+            self.model,
+            self.processor,
+            question.text,
+            sequence,
+            max_new_tokens=_ANSWER_TOKENS,
+            prefill_chunk_size=_WHOLE,
+        ).text
         right = answers_match(said, question.answer)
         return make_prediction(question.text, question.answer, said, right, sequence, haystack.needle_frames)
 

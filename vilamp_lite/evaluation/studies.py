@@ -16,7 +16,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from vilamp_lite.baselines.mergers import MERGER_NAMES
+from vilamp_lite.baselines.mergers import MERGERS
 from vilamp_lite.checkpoints import load_checkpoint, load_config
 from vilamp_lite.common.fingerprints import code_fingerprint, weights_fingerprint
 from vilamp_lite.common.progress import progress_bar
@@ -110,7 +110,7 @@ def ablation_study(
     exam: Exam,
     *,
     selectors: Sequence[str] = ("dks", "uniform", "top_k"),
-    mergers: Sequence[str] = MERGER_NAMES,
+    mergers: Sequence[str] = tuple(MERGERS),
     processes: int = 1,
     out: Model | None = None,
 ) -> Study:
@@ -120,7 +120,7 @@ def ablation_study(
         model: a TinyWorld model's directory.
         exam: what is asked.
         selectors: names in `SELECTORS`; "dks" is added if missing, since dks + dfm is the reference.
-        mergers: names in `MERGER_NAMES`; "dfm" is added if missing.
+        mergers: names in `MERGERS`; "dfm" is added if missing.
         processes: as in `evaluate_cells`, like `out`.
         out: a folder for finished cells and their predictions.
 

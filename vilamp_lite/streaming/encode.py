@@ -66,7 +66,7 @@ class KeptRows:
     @property
     def rows(self) -> torch.Tensor:
         """All of them."""
-        return torch.cat(self._pieces) if len(self._pieces) > 1 else self._pieces[0]
+        return torch.cat(self._pieces) if torch.is_grad_enabled() else self._pieces[0][: self._count]
 
 
 def prepared(
