@@ -148,6 +148,30 @@ def test_a_word_more_is_scaled_by_the_whole_length() -> None:
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_the_parts_are_left_as_they_were() -> None:
+    """Called by themselves, they say the same before and after the whole model reads, generates, and fails."""
+    model, _ = pair("qwen3", 3)
+    inputs = prompts((9,))
+    pixels, query = torch.randn(3, 3, 32, 32), torch.randint(256, (1, 4))
+
+    def parts() -> list[torch.Tensor]:
+        return [
+            model.language_model(inputs["input_ids"]).logits,
+            model.embed_frames(pixels),
+            model.embed_query(query),
+            model.patch_features(torch.ones(1, 3, 70, 70)),
+        ]
+
+    before = parts()
+    model(**inputs)
+    model.generate(**inputs, max_new_tokens=2, prefill_chunk_size=4)
+    with pytest.raises(RuntimeError):
+        model(inputs_embeds=torch.ones(1, 3, 7))
+    for now, then in zip(parts(), before, strict=True):
+        assert torch.equal(now, then)
+
+
 def test_generation_scales_by_the_tokens_so_far() -> None:
     """Each step of generation is scaled by its own length; an observer at the layers writes the factors down."""
     model = tiny_model(attention_log_base=16)

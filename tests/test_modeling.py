@@ -516,8 +516,11 @@ def test_numpy_pixels_are_taken() -> None:
 
 
 def test_frames_that_earlier_ones_refer_to_must_be_read_ahead() -> None:
+    model, patches, query = tiny_model(), torch.randn(6, 25, 24), torch.randn(12)
     with pytest.raises(ValueError, match="read_ahead must hold frame 3"):
-        tiny_model().mix_tokens([torch.randn(6, 25, 24)], 6, torch.tensor([3]), torch.randn(12))
+        model.mix_tokens(patches.split(2), 6, torch.tensor([3]), query)
+    # In one batch with it, they are not early.
+    model.mix_tokens([patches], 6, torch.tensor([3]), query)
 
 
 # --- Gradients -------------------------------------------------------------------------------------------------------
