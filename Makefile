@@ -1,73 +1,99 @@
-# `make run` and `make test` set up everything they need in .venv.
+# Each target sets up what it needs in .venv, and says what it does. `make help` lists them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Two times quiet: pip's warnings are left out, its errors are not.
+INSTALL := $(BIN)/pip install -qq --constraint constraints.txt
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
 
 # Two torch threads on two busy cores can be far slower than one, and results don't depend on it.
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: run test test-ui notebooks figures studies table course book lint bench data clean
+.DEFAULT_GOAL := help
+.PHONY: help run test test-ui course book lint notebooks table figures studies bench data links clean
+.SILENT:
 
-run: $(STAMP)  ## every notebook on the bundled data; executed copies, HTML and figures in runs/
-	$(BIN)/python -m vilamp_lite reproduce
+help:  ## list the targets
+	sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
-test: $(STAMP)  ## every test, then the stored outputs of every notebook
-	$(BIN)/python -m pytest -n auto --dist loadfile
-	VILAMP_HEADLESS=1 $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 $(NOTEBOOKS)
+run: $(STAMP)  ## run every notebook; executed copies, HTML pages and figures go to runs/ (6 minutes)
+	echo "running every notebook (6 minutes) …"
+	$(BIN)/vilamp reproduce
 
-test-ui: book  ## every notebook in JupyterLab and every page of the book, in headless Chromium
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[ui]"
+test: $(STAMP)  ## run every test, then compare the stored outputs of every notebook (10 minutes)
+	echo "running the tests (6 minutes) …"
+	$(BIN)/python -m pytest --quiet -n auto --dist loadfile
+	echo "running the notebooks, two at a time, to compare their outputs with the stored ones (4 minutes) …"
+	VILAMP_HEADLESS=1 $(BIN)/python -m pytest --quiet --nbval --nbval-current-env --nbval-cell-timeout=300 \
+		-n 2 --dist loadfile $(NOTEBOOKS)
+
+test-ui: book  ## run every notebook in JupyterLab and visit every page of the book, in headless Chromium
+	echo "installing what drives a browser …"
+	$(INSTALL) --editable ".[ui]"
 	{ command -v chromium && command -v chromedriver; } > /dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
-		apt-get install -y -qq chromium chromium-driver; } || { \
+		apt-get install -y -qq chromium chromium-driver > /dev/null; } || { \
 		echo "No Chromium: run 'sudo apt install chromium chromium-driver' and try again."; exit 1; }
-	$(BIN)/python -m pytest tests_ui
+	echo "testing notebooks and book in Chromium (15 minutes) …"
+	$(BIN)/python -m pytest --quiet tests_ui
+
+course: $(STAMP)  ## make the students' version of the course in runs/course, and check the grading (6 minutes)
+	echo "installing nbgrader …"
+	$(INSTALL) --editable ".[course]"
+	echo "making and grading the course (6 minutes) …"
+	$(BIN)/python notebooks/assignments/make_course.py
+
+book: $(STAMP)  ## build the notebooks, the pages of book/ and the API reference as a site, in runs/book
+	echo "installing jupyter-book …"
+	$(INSTALL) --editable ".[book]"
+	echo "building the book (2 minutes) …"
+	rm -rf runs/book book/modules
+	$(BIN)/sphinx-apidoc -q --separate --no-toc --templatedir book/templates --output-dir book/modules vilamp_lite
+	$(BIN)/jupyter-book build . --quiet --config book/_config.yml --toc book/_toc.yml --path-output runs/book
+	echo "Read runs/book/_build/html/index.html."
+
+lint: $(STAMP)  ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 notebooks: $(STAMP)  ## run the notebooks in place and store their outputs
+	echo "running the notebooks in place …"
 	VILAMP_HEADLESS=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=300 \
 		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False $(NOTEBOOKS)
 
-figures: $(STAMP)  ## make the committed figures/ again
+table: $(STAMP)  ## run the quoted notebooks, and write the tables of README and book from their results
+	echo "running the notebooks that the tables quote (4 minutes) …"
+	$(BIN)/python -m figures.make_table
+
+figures: $(STAMP)  ## draw the committed figures again
+	echo "drawing the figures …"
 	$(BIN)/vilamp keyframes data/photo_tour.mp4 "a cup of coffee on a wooden table" --encoder conse --max-keyframes 8 \
 		--strip figures/film_strip.png
 	$(BIN)/python -m figures.make_figures
 
-studies: $(STAMP)  ## the recorded full runs of notebooks 05, 07 and 08, in figures/results; goes on where it was stopped
+studies: $(STAMP)  ## record the full runs of notebooks 05, 07 and 08 in figures/results (90 minutes); a stopped run goes on
+	echo "recording the studies (90 minutes) …"
 	$(BIN)/python -m figures.make_results --processes 2
 	$(BIN)/python -m figures.make_streaming
 	$(BIN)/python -m figures.make_streaming --name streaming_100000 --frames 100000 --repeats 1 --folder runs/streaming_100000
 
-table: $(STAMP)  ## the README's results against the paper, from the notebooks it quotes
-	$(BIN)/python -m figures.make_table
-
-course: $(STAMP)  ## the graded course: release version in runs/course, grading checked
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[course]"
-	$(BIN)/python notebooks/assignments/make_course.py
-
-book: $(STAMP)  ## the notebooks as stored, glossary, help and API reference as a site: runs/book/_build/html/index.html
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[book]"
-	rm -rf runs/book book/modules
-	$(BIN)/sphinx-apidoc -q --separate --no-toc --templatedir book/templates --output-dir book/modules vilamp_lite
-	$(BIN)/jupyter-book build . --quiet --config book/_config.yml --toc book/_toc.yml --path-output runs/book
-
-lint: $(STAMP)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-
-bench: $(STAMP)  ## all benchmarks, then benchmarks/RESULTS.md
+bench: $(STAMP)  ## run all benchmarks and write benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
 
-data: $(STAMP)  ## make data/photo_tour.mp4 again
+data: $(STAMP)  ## make data/photo_tour.mp4 again (2 minutes)
 	$(BIN)/python data/make_photo_tour.py
 
-clean:
+links:  ## write the repository's address into every page and notebook: make links REPO=owner/name
+	$(PYTHON) -m book.make_links "$$REPO"
+
+clean:  ## remove .venv and runs/
 	rm -rf $(VENV) runs
 
 # torch is named first so that its pin decides which build comes.
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV) || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq python3-venv && \
+	echo "setting up $(VENV) (3 minutes) …"
+	$(PYTHON) -m venv $(VENV) || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq python3-venv > /dev/null && \
 		$(PYTHON) -m venv $(VENV); } || { echo "No virtual environment: run 'sudo apt install python3-venv' and try again."; exit 1; }
-	$(BIN)/pip install --quiet --constraint constraints.txt torch --editable ".[offline,dev]"
+	$(INSTALL) torch --editable ".[offline,dev]"
 	touch $@

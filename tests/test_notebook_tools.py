@@ -11,6 +11,7 @@ import nbformat
 import pytest
 import torch
 
+from vilamp_lite.notebook import reproduce
 from vilamp_lite.notebook.metrics import record
 from vilamp_lite.notebook.reproduce import (
     check_parameters,
@@ -194,3 +195,20 @@ def test_progress_bars_are_silent_off_a_terminal() -> None:
     code = "from vilamp_lite.common import progress_bar\nwith progress_bar(3, 'frames', 'work') as bar: bar.update(3)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == run.stderr == ""
+
+
+def test_each_notebook_has_a_line_with_its_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [write_notebook(tmp_path / f"{name}.ipynb", "n: int = 0  # of nothing", "pass") for name in ("a", "b")]
+    runs = iter([reproduce.Run("a", 12.3, [], {}, None), reproduce.Run("b", 4.0, [], {}, "code cell 1: ValueError")])
+
+    def run(notebook: Path, *_: object) -> reproduce.Run:
+        assert capsys.readouterr().err.endswith(f"{notebook.stem} … ")  # before it starts
+        return next(runs)
+
+    monkeypatch.setattr(reproduce, "run_notebook", run)
+    ended = []
+    for _ in reproduce.run_notebooks(files, tmp_path):
+        ended.append(capsys.readouterr().err)
+    assert ended == ["12 s\n", "failed after 4 s\n"]

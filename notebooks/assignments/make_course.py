@@ -249,8 +249,12 @@ def main() -> int:
         table.add_row(*row)
     console = Console()
     console.print(table)
-    console.print(f"For students: {arguments.out / 'release'}", soft_wrap=True)
-    return int(any(outcome.fault for outcome in outcomes))
+    faults = sum(bool(outcome.fault) for outcome in outcomes)
+    closing = f"All {len(outcomes)} submissions were graded as they should be. Hand out {arguments.out / 'release'}."
+    if faults:
+        closing = f"{faults} of {len(outcomes)} submissions were not graded as they should be: see the table."
+    console.print(closing, soft_wrap=True)
+    return int(faults > 0)
 
 
 if __name__ == "__main__":

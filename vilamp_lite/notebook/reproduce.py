@@ -1,11 +1,12 @@
 """Run the notebooks with papermill: executed copies, web pages, figures and a stamped result in one folder.
 
-`vilamp reproduce` runs them from the command line; `make run` runs them all, by `python -m vilamp_lite.reproduce`.
+`vilamp reproduce` runs them from the command line; `make run` runs them all.
 """
 
 import ast
 import base64
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +21,6 @@ from papermill.exceptions import PapermillExecutionError
 
 from vilamp_lite.common.files import write_json
 from vilamp_lite.common.fingerprints import code_checksum
-from vilamp_lite.common.progress import progress_bar
 from vilamp_lite.common.stamp import ROOT, make_stamp
 from vilamp_lite.notebook.metrics import recorded
 
@@ -264,6 +264,8 @@ def run_notebooks(
 ) -> Iterator[Run]:
     """Run notebooks one after the other, each into out/NAME; the others still run when one fails.
 
+    Each has a line on stderr: its name when it starts, its seconds when it ends.
+
     Args:
         notebooks: the files.
         out: the folder that gets a folder of each notebook's name.
@@ -278,11 +280,11 @@ def run_notebooks(
         raise ValueError(f"{', '.join(repeated)} would be written twice to {out}: name each notebook once")
     for notebook in notebooks:
         check_parameters(notebook, parameters or {})
-    with progress_bar(len(notebooks), "notebooks", "reproduce") as bar:
-        for notebook in notebooks:
-            bar.set_postfix_str(notebook.stem)
-            yield run_notebook(notebook, out / notebook.stem, parameters, time_limit)
-            bar.update()
+    for notebook in notebooks:
+        print(f"{notebook.stem} … ", end="", file=sys.stderr, flush=True)
+        run = run_notebook(notebook, out / notebook.stem, parameters, time_limit)
+        print(f"{'failed after ' if run.error else ''}{run.seconds:.0f} s", file=sys.stderr)
+        yield run
 
 
 def _cell_reached(executed: Path) -> str:
