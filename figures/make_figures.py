@@ -1,4 +1,4 @@
-"""Draw the committed figures of the recorded runs."""
+"""Draw the committed figures: the model, and the recorded runs."""
 
 import sys
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from figures.make_results import TRAINING
-from vilamp_lite import plots
+from vilamp_lite import ViLaMPConfig, plots
 from vilamp_lite.evaluation.results import RESULTS, load_result
 from vilamp_lite.evaluation.studies import Study
 from vilamp_lite.plots.recorded import (
@@ -22,7 +22,7 @@ from vilamp_lite.plots.recorded import (
     training_figure,
 )
 
-# The committed figures, but for the last one, by the recorded study that each shows.
+# The committed figures of one recorded study each.
 DRAWN: dict[str, Callable[[Study], Figure]] = {
     TRAINING: lambda study: training_figure(study, study["parameters"]["seeds"][0]),
     "niah": niah_figure,
@@ -55,6 +55,7 @@ def main(folder: Path = RESULTS.parent) -> int:
         drawn["trainings"] = differences_figure(
             compared, "accuracy: the right reference minus the slip; with minus without"
         )
+        drawn["architecture"] = plots.architecture(ViLaMPConfig.paper())
         for name, figure in drawn.items():
             figure.savefig(folder / f"{name}.png", dpi=150)
             print(folder / f"{name}.png")

@@ -1,7 +1,8 @@
-"""The repository keeps its promises: environments in step, notebooks in form, links that point at files."""
+"""The repository keeps its promises: environments in step, notebooks in form, tables made, links that hold."""
 
 import json
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -12,20 +13,23 @@ import nbformat
 import pytest
 import yaml
 
-from figures.make_table import ROWS, kept_results, placed, render, tables
+from book import make_links
+from figures.make_table import (
+    QUOTED,
+    ROWS,
+    full_table,
+    kept_results,
+    pages,
+    placed,
+    short_table,
+)
+from vilamp_lite import ViLaMPConfig
+from vilamp_lite.common.fingerprints import code_checksum
 from vilamp_lite.notebook.metrics import recorded
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-REPOSITORY = "vilamp-lite/vilamp-lite"  # on GitHub
-# The same in every notebook; ready to be copied into a new one.
-COLAB_CELL = """\
-# On Colab: fetch the repository and install the package. Elsewhere this cell does nothing.
-import sys
-
-if "google.colab" in sys.modules:
-    !test -d /content/vilamp-lite || git -C /content clone -q --depth 1 https://github.com/vilamp-lite/vilamp-lite
-    %run /content/vilamp-lite/notebooks/colab.py"""
+README = (ROOT / "README.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -67,10 +71,52 @@ def test_every_direct_dependency_is_pinned() -> None:
 
 
 def test_make_sets_up_what_ci_runs() -> None:
-    assert {"make lint", "make test"} <= set((ROOT / ".ci" / "run").read_text().splitlines())
-    readme = (ROOT / "README.md").read_text()
-    assert "make run" in readme
-    assert "make test" in readme
+    assert {"make lint", "make test", "make course", "make test-ui"} <= set((ROOT / ".ci/run").read_text().splitlines())
+    assert "make run" in README
+    assert "make test" in README
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    assert container["postCreateCommand"] == "make run"
+
+
+def test_make_help_lists_every_target() -> None:
+    help_text = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (targets,) = re.findall(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert [line.split()[1] for line in help_text.splitlines()] == targets.split()
+    installing = (ROOT / "book" / "installing.md").read_text()
+    assert {f"make {target}" for target in targets.split()} <= {*re.findall(r"`(make [a-z-]+)`", installing)}
+
+
+def test_versions_are_in_step() -> None:
+    version = PROJECT["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    assert f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_readme_is_short_and_leads_to_every_page_of_the_book() -> None:
+    shown = re.sub(r"<!--.*?-->", "", re.sub(r"\]\([^)]*\)", "]", README))
+    assert sum(any(map(str.isalnum, word)) for word in shown.split()) <= 900
+    book = {str(page.relative_to(ROOT)) for page in (ROOT / "book").glob("*.md")}
+    assert book <= set(re.findall(r"\]\(([^)#]+)\)", README))
+    contents = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+    files = {chapter.get("file") for part in contents["parts"] for chapter in part["chapters"]}
+    assert book <= {f"{file}.md" for file in files}
+
+
+def test_the_readmes_three_numbers_are_measured_ones() -> None:
+    config = ViLaMPConfig.paper()
+    frames, kept = 10_000, config.tokens_per_keyframe
+    tokens = kept * config.max_keyframes + (frames - config.max_keyframes) + config.video_newline
+    memory, needles = (
+        json.loads((ROOT / "figures/results/notebooks" / f"{name}.json").read_text())["metrics"]
+        for name in ("05_10k_frame_inference", "07_video_niah")
+    )
+    for row in (
+        f"{kept * frames:,} | **{tokens:,}**",
+        f"{memory['gb_released_code']:.0f} GB, all frames at once | **{memory['gb_measured']:.1f} GB**",
+        f"{100 * needles['uniform_mean_longest']:.1f} %, uniform keyframes and mean pooling | "
+        f"**{100 * needles['full_longest']:.1f} %**",
+    ):
+        assert row in README
 
 
 def test_links_point_at_files() -> None:
@@ -105,37 +151,118 @@ def test_notebook_form(path: Path) -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_links(path: Path) -> None:
-    banner = nbformat.read(path, as_version=4).cells[0].source
-    for start in (
-        f"https://mybinder.org/v2/gh/{REPOSITORY}/HEAD?labpath=",
-        f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/",
-    ):
-        (link,) = re.findall(rf"{re.escape(start)}(\S+?)\)", banner)
-        assert ROOT / link == path
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", banner):
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", nbformat.read(path, as_version=4).cells[0].source):
         assert (path.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_first_cell_prepares_colab(path: Path) -> None:
-    first, *_ = (cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
-    assert first.source == COLAB_CELL
-    assert not first.outputs  # it did nothing here
+def test_every_page_has_the_address_that_pyproject_names() -> None:
+    """`make links REPO=owner/name` mends it."""
+    for path, text in make_links.pages(make_links.repository()).items():
+        assert path.read_text() == text, path
 
 
-def test_what_the_first_cell_runs_is_in_the_repository() -> None:
-    (script,) = re.findall(r"%run /content/vilamp-lite/(\S+)", COLAB_CELL)
-    assert (ROOT / script).is_file()
-    assert f"clone -q --depth 1 https://github.com/{REPOSITORY}\n" in COLAB_CELL
+def test_no_other_address_of_this_repository_occurs() -> None:
+    hosts = r"(?:github\.com|mybinder\.org/v2/gh|colab\.research\.google\.com/github|nbviewer\.org/github)"
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    others = {"scikit-image/scikit-image", make_links.repository()}
+    for name in tracked.strip("\0").split("\0"):
+        if name not in ("book/make_links.py", "tests/test_repository.py") and b"\0" not in (
+            content := (ROOT / name).read_bytes()
+        ):
+            for repo in re.findall(rf"{hosts}[/:]([\w.-]+/[\w.-]+?)(?:\.git)?(?![\w.-])", content.decode()):
+                assert repo in others, f"{name} names {repo}"
 
 
-def test_results_in_the_readme_are_the_notebooks() -> None:
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """What `make links` writes into, without an address."""
+    for path, text in make_links.pages(None).items():
+        target = tmp_path / path.relative_to(ROOT)
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(text)
+    return tmp_path
+
+
+def contents(root: Path) -> dict[Path, str]:
+    return {path: path.read_text() for path in root.rglob("*") if path.is_file()}
+
+
+def test_links_are_written_everywhere_and_replaced(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    without = contents(copy)
+    assert "make links REPO=owner/name" in without[copy / "README.md"]
+    assert not any("http" in line and "vilamp" in line for line in without[copy / "README.md"].splitlines())
+    checksums = {path: code_checksum(path) for path in (copy / "notebooks").iterdir()}
+    assert make_links.main("one/two.three", copy) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(without)
+    assert make_links.repository(copy) == "one/two.three"
+    once = contents(copy)
+    assert "git clone https://github.com/one/two.three` and `cd two.three`" in once[copy / "README.md"]
+    citation = yaml.safe_load(once[copy / "CITATION.cff"])
+    assert citation["repository-code"] == "https://github.com/one/two.three"
+    for path, checksum in checksums.items():
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+        links = re.findall(r"\((https://\S+?)\)", notebook.cells[0].source)
+        assert links[:2] == [
+            f"https://mybinder.org/v2/gh/one/two.three/HEAD?labpath=notebooks/{path.name}",
+            f"https://colab.research.google.com/github/one/two.three/blob/main/notebooks/{path.name}",
+        ]
+        first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+        assert "clone -q --depth 1 https://github.com/one/two.three /content/vilamp-lite\n" in first.source
+        (script,) = re.findall(r"%run /content/vilamp-lite/(\S+)", first.source)
+        assert (ROOT / script).is_file()
+        assert code_checksum(path) == checksum  # no stored result gets older by a link
+    assert make_links.main("one/two.three", copy) == 0
+    assert not capsys.readouterr().out
+    assert contents(copy) == once
+    make_links.main("another/name", copy)
+    assert not any("one/two" in text for text in contents(copy).values())
+    assert {path: text for path, text in make_links.pages(None, copy).items()} == without
+
+
+@pytest.mark.parametrize(
+    "repo", ["", "x", "a/b/c", "a b/c", "a/b c", "/b", "a/", "a/..", "-a/b", "a/b\n", "a/b)`", "https://a/b"]
+)
+def test_a_malformed_address_changes_nothing(repo: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(copy)
+    assert make_links.main(repo, copy) == 2
+    assert capsys.readouterr().err == f"error: REPO must be owner/name of a repository on GitHub, got {repo!r}\n"
+    assert contents(copy) == before
+
+
+def test_a_page_without_its_markers_is_named_and_nothing_is_written(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copy / "CITATION.cff").write_text("# end of links\n# links: made by `make links`\n")
+    before = contents(copy)
+    assert make_links.main("one/two", copy) == 2
+    assert "CITATION.cff" in capsys.readouterr().err
+    assert contents(copy) == before
+
+
+def test_make_passes_the_address_on_as_it_is(tmp_path: Path) -> None:
+    """No shell reads it."""
+    for name in ("Makefile", "book"):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+    given = f"$(touch {tmp_path}/touched)`touch {tmp_path}/touched`"
+    run = subprocess.run(
+        ["make", "links", f"REPO={given.replace('$', '$$')}", f"PYTHON={sys.executable}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"got {given!r}" in run.stderr
+    assert not (tmp_path / "touched").exists()
+
+
+def test_tables_are_the_notebooks() -> None:
     """Edited by hand, or older than a notebook or its result: `make table` mends it."""
-    readme = (ROOT / "README.md").read_text()
-    assert placed(readme, tables()) == readme
+    for page, text in pages(kept_results()).items():
+        assert page.read_text() == text, page
 
 
-@pytest.mark.parametrize("name", sorted({row.notebook for row in ROWS}))
+@pytest.mark.parametrize("name", sorted(QUOTED))
 def test_stored_notebooks_have_the_metrics_of_the_table(name: str) -> None:
     stored = recorded(nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4))
     kept = kept_results()[name]["metrics"]
@@ -144,23 +271,30 @@ def test_stored_notebooks_have_the_metrics_of_the_table(name: str) -> None:
         assert stored[metric] == pytest.approx(value, abs=1e-3), metric
 
 
+def test_the_readme_shows_six_rows_of_the_books_table() -> None:
+    results = kept_results()
+    cells = [line.split(" | ") for line in full_table(results).splitlines()]
+    short = short_table(results).splitlines()
+    assert len(short) == 2 + 6
+    assert all(line.split(" | ")[:3] in [row[:3] for row in cells] for line in short[2:])
+    assert {row.verdict for row in ROWS} == {"reproduced", "not reproduced", "not comparable", "not run"}
+    assert all((row.verdict == "not run") == (row.notebook is None) for row in ROWS)
+
+
 def test_a_table_that_is_not_made_from_results_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`make table` makes it"):
         kept_results(tmp_path)
-    results = kept_results()
-    old = results[ROWS[0].notebook] | {"code": "0" * 16}
-    (tmp_path / f"{ROWS[0].notebook}.json").write_text(json.dumps(old))
+    results, first = kept_results(), QUOTED[0]
+    (tmp_path / f"{first}.json").write_text(json.dumps(results[first] | {"code": "0" * 16}))
     with pytest.raises(ValueError, match="older than its notebook"):
         kept_results(tmp_path)
-    failed = results[ROWS[0].notebook] | {"error": "code cell 3: ValueError"}
-    (tmp_path / f"{ROWS[0].notebook}.json").write_text(json.dumps(failed))
+    (tmp_path / f"{first}.json").write_text(json.dumps(results[first] | {"error": "code cell 3: ValueError"}))
     with pytest.raises(ValueError, match="of a run that failed"):
         kept_results(tmp_path)
-    without = results | {ROWS[0].notebook: results[ROWS[0].notebook] | {"metrics": {}}}
-    with pytest.raises(ValueError, match="does not record 'cosine_most_relevant'"):
-        render(without)
+    with pytest.raises(ValueError, match="does not record 'gb_measured'"):
+        full_table(results | {first: results[first] | {"metrics": {}}})
     with pytest.raises(ValueError, match="once each"):
-        placed("no markers", {"results": "a table"})
+        placed("no markers", "results", "a table")
 
 
 def test_public_names_exist_and_help_is_quick() -> None:
