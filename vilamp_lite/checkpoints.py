@@ -52,9 +52,6 @@ def load_checkpoint(
 
     Returns:
         The model, in evaluation mode, on the CPU.
-
-    Raises:
-        ValueError: it is of neither kind, or as `load_released_checkpoint`.
     """
     if _kind(path) == "llava_qwen":
         return load_released_checkpoint(path, dtype=dtype, **changes)
@@ -68,9 +65,6 @@ def load_config(path: str | PathLike[str], **changes: Any) -> ViLaMPConfig:
     Args:
         path: the directory.
         changes: fields to set otherwise.
-
-    Raises:
-        ValueError: it is of neither kind, or as `released_config`.
     """
     if _kind(path) == "llava_qwen":
         return released_config(path, **changes)
@@ -97,9 +91,6 @@ def load_processor(
         config: the model's; shared.
         tokenizer: a directory or name, for a checkpoint that holds none.
         selector_tokenizer: likewise, such as a CLIP ViT-B/32.
-
-    Raises:
-        ValueError: there is no tokenizer for the language model or for the selector.
     """
     path = Path(path)
     if selector_tokenizer is None and not (path / SELECTOR_FOLDER).is_dir():

@@ -130,9 +130,6 @@ class ViLaMPConfig(PreTrainedConfig):
         projector_hidden_act: activation between a connector's two layers.
         video_token_id: the token in the text that the video takes the place of; negative ids serve where the
             vocabulary has none.
-
-    Raises:
-        ValueError: a value out of range, an unknown word, or a field that does not exist.
     """
 
     model_type = "vilamp"
@@ -218,12 +215,6 @@ class ViLaMPConfig(PreTrainedConfig):
 
         On one point the paper is silent: its query (CLIP's space) and patches (SigLIP's) can't be compared directly.
         Here relevance goes through two learned maps, and redundancy is taken between the patches as they are.
-
-        Args:
-            changes: fields to set otherwise.
-
-        Raises:
-            ValueError: as the class.
         """
         return cls(**changes)
 
@@ -234,12 +225,6 @@ class ViLaMPConfig(PreTrainedConfig):
         It differs from `paper()` in: a relevance floor of 0.2 and gap filling; learned maps for redundancy too; one
         connector, before the merge; frames before the first keyframe compared with themselves; the reference frame's
         slip; and the relevance gate.
-
-        Args:
-            changes: fields to set otherwise.
-
-        Raises:
-            ValueError: as the class.
         """
         released = {
             "relevance_threshold": 0.2,
@@ -258,12 +243,6 @@ class ViLaMPConfig(PreTrainedConfig):
         """A model of the same form, small enough for tests: 5×5 patches of 14 pixels, widths of 16 to 32.
 
         Its vocabulary holds the 256 bytes and a few special tokens (`ViLaMPProcessor.byte_level`).
-
-        Args:
-            changes: fields to set otherwise.
-
-        Raises:
-            ValueError: as the class.
         """
         small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
         tiny = {
@@ -312,9 +291,6 @@ class ViLaMPConfig(PreTrainedConfig):
         Args:
             num_frames: N.
             num_keyframes: K'; min(N, K), the most there can be, when left out.
-
-        Raises:
-            ValueError: `num_frames` is not a whole number above 0, or `num_keyframes` not from 1 to it.
         """
         num_frames = positive_int("num_frames", num_frames)
         keyframes = min(num_frames, self.max_keyframes) if num_keyframes is None else num_keyframes

@@ -76,10 +76,6 @@ class VideoGeneration:
             attention_mask: [B, L], 0 for padding on either side.
             labels: [B, L]; the video's tokens get −100.
             video_steps: B, how far each token of a video moves the position; `position_step` when left out.
-
-        Raises:
-            ValueError: a row without a video token or with several, another number of videos than rows, inputs of
-                another length, or more tokens than the language model's context holds.
         """
         input_ids = input_ids.to(self.device)
         if len(video_embeds) != len(input_ids):
@@ -137,9 +133,6 @@ class VideoGeneration:
 
         Returns:
             [B, new tokens]: the answers alone, without the prompts.
-
-        Raises:
-            ValueError: as `forward`, or `use_cache=False`.
         """
         if input_ids is None:
             raise ValueError("generate needs input_ids")

@@ -55,9 +55,6 @@ def differential_merge(
 
     Returns:
         tokens [B, D] and weights [B, M], which sum to 1 over the patches.
-
-    Raises:
-        ValueError: NaN or infinity, wrong rank or size, or α not above 0.
     """
     patches, reference, query = check_merge_inputs(patches, reference, query, same_size=True)
     redundancy_weight = finite_number("redundancy_weight", redundancy_weight)
@@ -98,9 +95,6 @@ class DifferentialMerger(nn.Module):
             redundancy: "mapped" or "raw".
             redundancy_weight: λ, fixed.
             temperature: α at the start; it is learned.
-
-        Raises:
-            ValueError: a size below 1, an unknown word, sizes that differ for raw relevance, or α not above 0.
         """
         super().__init__()
         self.hidden_size = positive_int("hidden_size", hidden_size)
@@ -162,9 +156,6 @@ class DifferentialMerger(nn.Module):
 
         Returns:
             tokens [B, D] and weights [B, M].
-
-        Raises:
-            ValueError: NaN or infinity in the inputs.
         """
         relevance = cosine_with_unit(self.relevance_map(patches), mapped_query)
         redundancy = cosine_with_unit(self.redundancy_map(patches), mapped_reference)
@@ -185,9 +176,6 @@ class DifferentialMerger(nn.Module):
 
         Returns:
             tokens [B, D] and weights [B, M], which sum to 1 over the patches.
-
-        Raises:
-            ValueError: NaN or infinity, or wrong rank or size.
         """
         sizes = {"query_size": self.query_size, "hidden_size": self.hidden_size}
         patches, reference, query = check_merge_inputs(patches, reference, query, **sizes)
@@ -245,9 +233,6 @@ def preceding_keyframe(num_frames: int, keyframes: torch.Tensor, before_first: s
 
     Returns:
         [N] int64 frame numbers.
-
-    Raises:
-        ValueError: no keyframes, one outside the video, N < 1, or an unknown word.
     """
     keyframes = frame_numbers("keyframes", keyframes, positive_int("num_frames", num_frames)).sort().values
     frames = torch.arange(num_frames, device=keyframes.device)
@@ -266,9 +251,6 @@ def pool_patches(patches: torch.Tensor) -> torch.Tensor:
 
     Returns:
         [B, ⌈√M / 2⌉², D].
-
-    Raises:
-        ValueError: NaN or infinity, wrong rank, or M is not a square.
     """
     patches = float_tensor("patches", patches, 3)
     side = math.isqrt(patches.shape[1])

@@ -105,11 +105,7 @@ class Connector(nn.Sequential):
 
 
 def differential_merger(config: ViLaMPConfig) -> DifferentialMerger:
-    """Build the merger that a configuration describes.
-
-    Raises:
-        ValueError: raw relevance with queries and patches of different sizes.
-    """
+    """Build the merger that a configuration describes."""
     return DifferentialMerger(
         config.merge_size,
         config.query_size,
@@ -166,11 +162,7 @@ class ViLaMPForConditionalGeneration(VideoEncoding, VideoGeneration, ViLaMPPreTr
     """
 
     def __init__(self, config: ViLaMPConfig) -> None:
-        """Build the parts with random weights.
-
-        Raises:
-            ValueError: sizes that don't go together.
-        """
+        """Build the parts with random weights."""
         super().__init__(config)
         self.selector = AutoModel.from_config(config.selector_config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
@@ -254,11 +246,7 @@ class ViLaMPForConditionalGeneration(VideoEncoding, VideoGeneration, ViLaMPPreTr
     # --- Level 2: patches and merged tokens --------------------------------------------------------------------------
 
     def patch_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Turn frames [B, 3, H, W] into patches [B, M, D_v]: the vision tower's hidden states, without class tokens.
-
-        Raises:
-            ValueError: the tower does not give a square grid of patches for each frame, after any class tokens.
-        """
+        """Turn frames [B, 3, H, W] into patches [B, M, D_v]: the vision tower's hidden states, without class tokens."""
         layer = self.config.vision_feature_layer
         # A list in place of True: only that layer's states are kept.
         output = self.vision_tower(_onto(pixel_values, self.vision_tower), output_hidden_states=[layer])
@@ -323,10 +311,10 @@ class ViLaMPForConditionalGeneration(VideoEncoding, VideoGeneration, ViLaMPPreTr
             keys, others = ((is_keyframe[start:stop] == kind).nonzero()[:, 0] for kind in (True, False))
             kept = [self.keyframe_tokens(patches[keys])] if len(keys) else []
             if len(others):
-                missing = {compared_with[start + n] for n in others.tolist()} - references.keys()
-                if missing:
-                    raise ValueError(f"read_ahead must hold frame {min(missing)}, which earlier frames refer to")
-                reference = torch.stack([references[compared_with[start + n]] for n in others.tolist()])
+                try:
+                    reference = torch.stack([references[compared_with[start + n]] for n in others.tolist()])
+                except KeyError as frame:
+                    raise ValueError(f"read_ahead must hold frame {frame}, which earlier frames refer to") from None
                 merged = merge(features[others], reference)
                 others = others[: len(merged)]  # none are left where frames are dropped
                 kept.append(self.merged_connector(merged) if self.config.merge_before_projection else merged)
@@ -392,9 +380,6 @@ class ViLaMPForConditionalGeneration(VideoEncoding, VideoGeneration, ViLaMPPreTr
             pixel_values_videos: [N, 3, H, W] for the vision tower.
             selector_pixel_values: [N, 3, h, w] for the selector.
             query_embed: [query_size].
-
-        Raises:
-            ValueError: no frame is a keyframe.
         """
         at_once = frames_at_once(self.config)
         frame_embeds = torch.cat([self.embed_frames(pixels) for pixels in selector_pixel_values.split(at_once)])
@@ -485,9 +470,6 @@ class ViLaMPForConditionalGeneration(VideoEncoding, VideoGeneration, ViLaMPPreTr
             use_cache: whether to return one.
             logits_to_keep: how many last positions get logits; 0 for all (at 10,000 frames, 16,241 × vocabulary).
             options: passed to the language model, such as `output_attentions`.
-
-        Raises:
-            ValueError: inputs that don't go together; the message says which.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds")
@@ -518,8 +500,9 @@ class ViLaMPForConditionalGeneration(VideoEncoding, VideoGeneration, ViLaMPPreTr
             if not len(supervised):
                 raise ValueError("labels supervise no token: all are -100, or only the first is not")
         needed = torch.cat([kept, supervised]).unique()
-        read = 0 if past_key_values is None else past_key_values.get_seq_length()
-        with sharper_attention(self.language_model, read + length, self.config.attention_log_base):
+        base = self.config.attention_log_base
+        read = past_key_values.get_seq_length() if base and past_key_values is not None else 0
+        with sharper_attention(self.language_model, read + length, base):
             output = self.language_model(
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,

@@ -89,9 +89,6 @@ class ViLaMPProcessor:
             selector_tokenizer: of the selector.
             image_processor: for the vision tower; the released code's when left out (SigLIP and CLIP towers).
             selector_image_processor: for the selector; CLIP's or SigLIP's own when left out.
-
-        Raises:
-            ValueError: a vision tower or a selector of another kind, without its image processor.
         """
         self.config = config
         self.tokenizer = tokenizer
@@ -101,11 +98,7 @@ class ViLaMPProcessor:
 
     @classmethod
     def byte_level(cls, config: ViLaMPConfig) -> "ViLaMPProcessor":
-        """Make a processor whose tokens are bytes, for tiny models with a vocabulary of at least 259.
-
-        Raises:
-            ValueError: a vocabulary is too small.
-        """
+        """Make a processor whose tokens are bytes, for tiny models with a vocabulary of at least 259."""
         needed = 256 + len(_BYTE_LEVEL_SPECIALS)
         for name, vocabulary in {
             "text_config": config.text_config.vocab_size,
@@ -133,9 +126,6 @@ class ViLaMPProcessor:
             config: the model's, to share it; read from the directory when left out.
             tokenizer: a directory or name to take the language model's tokenizer from instead.
             selector_tokenizer: likewise for the selector's, with its image processor if it lies there.
-
-        Raises:
-            ValueError: there is no configuration, or no tokenizer for the language model or for the selector.
         """
         if config is None:
             if not (Path(path) / "config.json").is_file():
@@ -214,9 +204,6 @@ class ViLaMPProcessor:
 
         Returns:
             `input_ids` and `attention_mask`, int64 [B, L], padded on the left.
-
-        Raises:
-            ValueError: a question is empty or not a string, or the tokenizer is not this model's.
         """
         rows = []
         for question in questions:
@@ -242,9 +229,6 @@ class ViLaMPProcessor:
 
         Returns:
             `query_input_ids` [B, L] and, unless the selector is a SigLIP, `query_attention_mask` [B, L].
-
-        Raises:
-            ValueError: a query is empty or not a string, or the tokenizer is not this selector's.
         """
         # SigLIP was trained on texts padded to full length, whose padding it attends to: it gets no mask.
         is_siglip = self.config.selector_config.model_type.startswith("siglip")
@@ -256,19 +240,11 @@ class ViLaMPProcessor:
         return query if is_siglip else query | {"query_attention_mask": tokens["attention_mask"]}
 
     def vision_pixels(self, frames: np.ndarray) -> torch.Tensor:
-        """Turn frames, uint8 [B, H, W, 3], into the vision tower's pixels, float32 [B, 3, h, w].
-
-        Raises:
-            ValueError: frames of another form.
-        """
+        """Turn frames, uint8 [B, H, W, 3], into the vision tower's pixels, float32 [B, 3, h, w]."""
         return _processed(self.image_processor, frames, self.config.vision_config.image_size)
 
     def selector_pixels(self, frames: np.ndarray) -> torch.Tensor:
-        """Turn frames, uint8 [B, H, W, 3], into the selector's pixels, float32 [B, 3, h, w].
-
-        Raises:
-            ValueError: frames of another form.
-        """
+        """Turn frames, uint8 [B, H, W, 3], into the selector's pixels, float32 [B, 3, h, w]."""
         return _processed(self.selector_image_processor, frames, self.config.selector_config.vision_config.image_size)
 
     def batch_decode(self, token_ids: torch.Tensor) -> list[str]:
@@ -342,11 +318,7 @@ def _image_processor(folder: Path) -> Any:
 
 
 def _squashed(vision: PreTrainedConfig) -> SiglipImageProcessorPil:
-    """The released code's: the whole frame squashed to a square, bicubic, with the tower's own mean and deviation.
-
-    Raises:
-        ValueError: a tower whose pixels are not known here.
-    """
+    """The released code's: the whole frame squashed to a square, bicubic, with the tower's own mean and deviation."""
     known = [values for name, values in _PIXELS.items() if vision.model_type.startswith(name)]
     if not known:
         raise ValueError(f"the pixels of a {vision.model_type} are not known here: pass an image_processor")
@@ -356,11 +328,7 @@ def _squashed(vision: PreTrainedConfig) -> SiglipImageProcessorPil:
 
 
 def _selector_image_processor(config: ViLaMPConfig) -> Any:
-    """CLIP's or SigLIP's own.
-
-    Raises:
-        ValueError: a selector whose pixels are not known here.
-    """
+    """CLIP's or SigLIP's own."""
     kind, vision = config.selector_config.model_type, config.selector_config.vision_config
     if kind.startswith("siglip"):
         return _squashed(vision)

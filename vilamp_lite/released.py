@@ -61,9 +61,6 @@ def released_reference(num_frames: int, keyframes: torch.Tensor, before_first: s
 
     Returns:
         [N] int64 frame numbers.
-
-    Raises:
-        ValueError: as `preceding_keyframe`.
     """
     reference = preceding_keyframe(num_frames, keyframes, before_first)
     ordered = torch.as_tensor(keyframes).long().sort().values
