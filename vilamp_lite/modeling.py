@@ -30,7 +30,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple
 
 from vilamp_lite.additions import KeyframeBlock, scaled_modules, sharper_attention
-from vilamp_lite.common.checks import describe, float_tensor
+from vilamp_lite.common.checks import describe
 from vilamp_lite.common.precision import full_precision
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.generation import IGNORED, LanguageGenerationConfig, VideoGeneration
@@ -395,39 +395,6 @@ class ViLaMPForConditionalGeneration(VideoEncoding, VideoGeneration, ViLaMPPreTr
             lambda frame: self.patch_features(pixel_values_videos[frame : frame + 1])[0],
             query_embed,
         )
-
-    def _encode_batch(
-        self,
-        pixel_values_videos: torch.Tensor,
-        selector_pixel_values: torch.Tensor | None,
-        query_input_ids: torch.Tensor | None,
-        query_attention_mask: torch.Tensor | None,
-        video_num_frames: torch.Tensor | None,
-    ) -> list[torch.Tensor]:
-        """Encode a batch's videos, frames of all of them on axis 0."""
-        for name, value in {
-            "selector_pixel_values": selector_pixel_values,
-            "query_input_ids": query_input_ids,
-        }.items():
-            if value is None:
-                raise ValueError(f"pixel_values_videos need {name} too: keyframes are chosen by the query")
-        vision = float_tensor("pixel_values_videos", pixel_values_videos, 4)
-        selector = float_tensor("selector_pixel_values", selector_pixel_values, 4)
-        total = len(vision)
-        if len(selector) != total:
-            raise ValueError(
-                f"pixel_values_videos and selector_pixel_values must hold the same frames, got {total} and "
-                f"{len(selector)}"
-            )
-        counts = [total] if video_num_frames is None else torch.as_tensor(video_num_frames).flatten().tolist()
-        if sum(counts) != total or min(counts) < 1 or len(counts) != len(query_input_ids):
-            raise ValueError(
-                f"video_num_frames must name the frames of each of {len(query_input_ids)} videos, {total} together, "
-                f"got {counts}"
-            )
-        query_embeds = self.embed_query(query_input_ids, query_attention_mask)
-        videos = zip(vision.split(counts), selector.split(counts), query_embeds, strict=True)
-        return [self.encode_frames(*video).embeds for video in videos]
 
     # --- Language model ----------------------------------------------------------------------------------------------
 
