@@ -118,7 +118,7 @@ def test_cases_are_answered_and_kept(miniature: Path, footage: Path, monkeypatch
     # Again: nothing is answered, and another case is refused.
     assert evaluate_cases(miniature, cases, out=out) == result
     assert len(prompts) == 2
-    with pytest.raises(ValueError, match=r"case_1.json is of another evaluation \(depth 1, not 0\)"):
+    with pytest.raises(ValueError, match=r"case_1.json is of another evaluation \(depth 1.0, not 0\)"):
         evaluate_cases(miniature, [cases[0], replace(cases[1], depth=0)], out=out)
     # So is another video of the same name.
     content = (footage / "hay.mp4").read_bytes()
@@ -142,16 +142,16 @@ def test_a_real_answer_to_a_case(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"depth": 2}, "case 0: depth must lie from 0 to 1, got 2"),
-        ({"depth": "0.5"}, "case 0: depth must be a finite number, got str '0.5'"),
+        ({"depth": 2}, "case 0: depth: input should be less than or equal to 1, got int 2"),
+        ({"depth": "0.5"}, "case 0: depth: input should be a valid number, got str '0.5'"),
         ({"haystack": "none.mp4"}, "case 0: haystack: there is no file .*none.mp4"),
-        ({"needle": 3}, "case 0: "),
-        ({"question": " "}, "case 0: question must be a non-empty string"),
-        ({"options": "ab"}, "case 0: options must be a list of strings"),
+        ({"needle": 3}, "case 0: needle: .*, got int 3"),
+        ({"question": " "}, "case 0: question: must be a non-empty string, got ' '"),
+        ({"options": "ab"}, "case 0: options: input should be a valid array"),
         ({"options": ["a", "a"]}, "case 0: options must differ by more than case and punctuation, got a, a"),
-        ({"options": [str(number) for number in range(27)]}, "case 0: options must be at most 26, got 27"),
+        ({"options": [str(number) for number in range(27)]}, "case 0: options: .* at most 26 items"),
         ({"answer": "c"}, "case 0: answer must be one of the options a, b, got 'c'"),
-        ({"hint": "x"}, "case 0: must have exactly the fields answer, depth, haystack, needle, options, question"),
+        ({"hint": "x"}, "case 0: hint: .*; a case has haystack, needle, depth, question, options"),
     ],
 )
 def test_bad_cases(change: dict, message: str, footage: Path, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_bad_case_files(miniature: Path, footage: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"can't read .*none\.json as a list of cases"):
         load_cases(tmp_path / "none.json")
     (tmp_path / "empty.json").write_text("[]")
-    with pytest.raises(ValueError, match="must hold a list of cases, got list"):
+    with pytest.raises(ValueError, match="list should have at least 1 item"):
         load_cases(tmp_path / "empty.json")
     with pytest.raises(ValueError, match="cases must be at least one"):
         evaluate_cases(miniature, [])

@@ -122,7 +122,7 @@ def test_parameters_of_every_type(tmp_path: Path) -> None:
         parse_parameters(notebook, [("n", "1"), ("n", "2")])
     assert check_parameters(notebook, {"rate": 1})["rate"] == 1.0
     for value in (True, "1", 1.0):
-        with pytest.raises(ValueError, match="n must be int"):
+        with pytest.raises(ValueError, match="n: input should be a valid integer"):
             check_parameters(notebook, {"n": value})
 
 

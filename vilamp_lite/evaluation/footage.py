@@ -1,22 +1,22 @@
 """VideoNIAH on a user's own footage: a needle video hidden in a haystack video, answered by any checkpoint."""
 
-import json
 import os
 import string
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field
 
 from vilamp_lite.checkpoints import load_checkpoint, load_config, load_processor
-from vilamp_lite.common.checks import describe, finite_number
 from vilamp_lite.common.files import write_json
 from vilamp_lite.common.fingerprints import code_fingerprint, file_sha256, weights_fingerprint
 from vilamp_lite.common.hub import usable_device
+from vilamp_lite.common.outside import File, Text, checked_json
 from vilamp_lite.common.progress import progress_bar
 from vilamp_lite.common.stamp import make_stamp
 from vilamp_lite.evaluation.results import Prediction, kept_result, make_prediction
@@ -28,6 +28,7 @@ from vilamp_lite.streaming.encode import FrameProcessor, frames_at_once
 from vilamp_lite.video.source import frames_at, stream_frames
 
 _ANSWER_TOKENS = 32
+_CASES = "a case has haystack, needle, depth, question, options (a list, empty for an open question) and answer"
 
 
 @dataclass(frozen=True)
@@ -43,31 +44,17 @@ class Case:
         answer: one of them.
     """
 
-    haystack: Path
-    needle: Path
-    depth: float
-    question: str
-    options: tuple[str, ...]
-    answer: str
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+    haystack: File
+    needle: File
+    depth: Annotated[float, Field(ge=0, le=1)]
+    question: Text
+    options: Annotated[tuple[Text, ...], Field(max_length=len(string.ascii_uppercase))]
+    answer: Text
 
     def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            ValueError: a value of another kind or out of range, a file that is not there, or an answer that is not
-                among the options.
-        """
-        for name in ("haystack", "needle"):
-            if not getattr(self, name).is_file():
-                raise ValueError(f"{name}: there is no file {getattr(self, name)}")
-        if not 0 <= finite_number("depth", self.depth) <= 1:
-            raise ValueError(f"depth must lie from 0 to 1, got {self.depth}")
-        for name in ("question", "answer"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value.strip():
-                raise ValueError(f"{name} must be a non-empty string, got {describe(value)}")
-        if len(self.options) > len(string.ascii_uppercase):
-            raise ValueError(f"options must be at most {len(string.ascii_uppercase)}, got {len(self.options)}")
+        """Refuse options that can't be told apart, and an answer that is not among them."""
         require_distinct(self.options)
         if self.options and self.answer not in self.options:
             raise ValueError(f"answer must be one of the options {', '.join(self.options)}, got {self.answer!r}")
@@ -94,28 +81,15 @@ def load_cases(path: str | os.PathLike[str]) -> list[Case]:
         path: JSON, a list of {haystack, needle, depth, question, options, answer}; paths of videos are relative to it.
 
     Raises:
-        ValueError: no such file, not such a list, or as `Case`; the message says which case.
+        ValueError: no such file, or not such a list; the message names the case, counted from 0, and the field.
     """
+    path = Path(path)
     try:
-        records = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"can't read {path} as a list of cases: {error}") from error
-    if not isinstance(records, list) or not records:
-        raise ValueError(f"{path} must hold a list of cases, got {type(records).__name__}")
-    names = set(Case.__dataclass_fields__)
-    cases = []
-    for number, record in enumerate(records):
-        if not isinstance(record, dict) or set(record) != names:
-            raise ValueError(f"{path}, case {number}: must have exactly the fields {', '.join(sorted(names))}")
-        options = record["options"]
-        if not isinstance(options, list) or not all(isinstance(option, str) and option.strip() for option in options):
-            raise ValueError(f"{path}, case {number}: options must be a list of strings")
-        try:
-            videos = {name: Path(path).parent / record[name] for name in ("haystack", "needle")}
-            cases.append(Case(**record | videos | {"options": tuple(options)}))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}, case {number}: {error}") from error
-    return cases
+    cases = Annotated[list[Case], Field(min_length=1)]
+    return checked_json(cases, text, f"{path}, case", remedy=_CASES, folder=path.parent)
 
 
 @dataclass(frozen=True)

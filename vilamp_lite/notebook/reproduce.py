@@ -21,6 +21,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from vilamp_lite.common.files import write_json
 from vilamp_lite.common.fingerprints import code_checksum
+from vilamp_lite.common.outside import checked
 from vilamp_lite.common.stamp import ROOT, make_stamp
 from vilamp_lite.notebook.metrics import recorded
 
@@ -56,23 +57,11 @@ class Parameter:
     help: str
 
     def check(self, value: object) -> object:
-        """Take a value of the parameter's type, or an integer where it is a float.
-
-        Raises:
-            ValueError: another type.
-        """
-        if self.type is float and type(value) is int:
-            return float(value)
-        if type(value) is not self.type:
-            raise ValueError(f"{self.name} must be {self.type.__name__}, got {type(value).__name__} {value!r}")
-        return value
+        """Take a value of the parameter's type, or an integer where it is a float."""
+        return checked(self.type, value, self.name)
 
     def parse(self, text: str) -> object:
-        """Read a value from the command line: words as they are, anything else as in YAML.
-
-        Raises:
-            ValueError: another type.
-        """
+        """Read a value from the command line: words and numbers as in Python, anything else as in YAML."""
         if self.type is str:
             return text
         try:
@@ -157,6 +146,19 @@ def parameters_of(notebook: Path) -> dict[str, Parameter]:
     return parameters
 
 
+def known_parameters(notebook: Path, names: Iterable[str]) -> dict[str, Parameter]:
+    """List the parameters of a notebook that is to have some names among them.
+
+    Raises:
+        ValueError: as `parameters_of`, or a name is not the notebook's.
+    """
+    known = parameters_of(notebook)
+    if unknown := [name for name in names if name not in known]:
+        has = f"it has {', '.join(known)}" if known else "it has none"
+        raise ValueError(f"{notebook.name} has no parameter {', '.join(unknown)}; {has}")
+    return known
+
+
 def check_parameters(notebook: Path, values: Mapping[str, object]) -> dict[str, object]:
     """Complete and check what a notebook is to run with.
 
@@ -166,17 +168,13 @@ def check_parameters(notebook: Path, values: Mapping[str, object]) -> dict[str, 
 
     Returns:
         All its parameters, in the notebook's order.
-
-    Raises:
-        ValueError: an unknown name, a wrong type, or as `parameters_of`.
     """
-    known = parameters_of(notebook)
-    _require_known(notebook, known, values)
+    known = known_parameters(notebook, values)
     return {name: about.check(values[name]) if name in values else about.default for name, about in known.items()}
 
 
 def parse_parameters(notebook: Path, given: Sequence[tuple[str, str]]) -> dict[str, object]:
-    """Read a notebook's parameters from the command line.
+    """Read some of a notebook's parameters from the command line.
 
     Args:
         notebook: the file.
@@ -188,15 +186,8 @@ def parse_parameters(notebook: Path, given: Sequence[tuple[str, str]]) -> dict[s
     texts = dict(given)
     if len(texts) < len(given):
         raise ValueError(f"a parameter is given twice: {', '.join(f'{name} {text}' for name, text in given)}")
-    known = parameters_of(notebook)
-    _require_known(notebook, known, texts)
+    known = known_parameters(notebook, texts)
     return {name: known[name].parse(text) for name, text in texts.items()}
-
-
-def _require_known(notebook: Path, known: Mapping[str, Parameter], names: Iterable[str]) -> None:
-    if unknown := [name for name in names if name not in known]:
-        has = f"it has {', '.join(known)}" if known else "it has none"
-        raise ValueError(f"{notebook.name} has no parameter {', '.join(unknown)}; {has}")
 
 
 def run_notebook(
@@ -214,11 +205,15 @@ def run_notebook(
         time_limit: seconds for the whole notebook.
 
     Raises:
-        ValueError: as `check_parameters`, or the time limit is not above 0.
+        ValueError: an unknown parameter, a value of another type, or a time limit that is not above 0.
     """
+    return _run(notebook, folder, check_parameters(notebook, parameters or {}), parameters or {}, time_limit)
+
+
+def _run(notebook: Path, folder: Path, values: Mapping[str, object], given: Iterable[str], time_limit: float) -> Run:
+    """Run a notebook whose parameters are complete and checked; only those that are given replace its own."""
     if not time_limit > 0:
         raise ValueError(f"the time limit must be above 0 seconds, got {time_limit:g}")
-    values = check_parameters(notebook, parameters or {})
     folder.mkdir(parents=True, exist_ok=True)
     for old in (folder / RESULT, *folder.glob("*.png")):
         old.unlink(missing_ok=True)
@@ -231,7 +226,7 @@ def run_notebook(
         finished = papermill.execute_notebook(
             notebook.resolve(),
             executed,
-            parameters=dict(parameters or {}),
+            parameters={name: values[name] for name in given},
             kernel_name="python3",
             # papermill's own `cwd` would move the whole process, which other threads share.
             resources={"metadata": {"path": str(notebook.resolve().parent)}},
@@ -273,16 +268,15 @@ def run_notebooks(
         time_limit: seconds for each notebook.
 
     Raises:
-        ValueError: two notebooks of one name, or as `run_notebook`, before anything runs.
+        ValueError: two notebooks of one name, or as `run_notebook`; before anything runs.
     """
     names = [notebook.stem for notebook in notebooks]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{', '.join(repeated)} would be written twice to {out}: name each notebook once")
-    for notebook in notebooks:
-        check_parameters(notebook, parameters or {})
+    values = {notebook: check_parameters(notebook, parameters or {}) for notebook in notebooks}
     for notebook in notebooks:
         print(f"{notebook.stem} … ", end="", file=sys.stderr, flush=True)
-        run = run_notebook(notebook, out / notebook.stem, parameters, time_limit)
+        run = _run(notebook, out / notebook.stem, values[notebook], parameters or {}, time_limit)
         print(f"{'failed after ' if run.error else ''}{run.seconds:.0f} s", file=sys.stderr)
         yield run
 

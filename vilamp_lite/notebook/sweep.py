@@ -24,24 +24,31 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pandas as pd
 import yaml
 from dask.distributed import Client, LocalCluster, as_completed
 from dask.system import CPU_COUNT
+from pydantic import BaseModel, Field
 
 from vilamp_lite.common.files import alone_in, written_whole
 from vilamp_lite.common.fingerprints import code_checksum
 from vilamp_lite.common.names import names_of_today
+from vilamp_lite.common.outside import Text, checked
 from vilamp_lite.common.progress import progress_bar
-from vilamp_lite.notebook.reproduce import RESULT, TIME_LIMIT, check_parameters, find_notebook, run_notebook
+from vilamp_lite.notebook.reproduce import (
+    RESULT,
+    TIME_LIMIT,
+    Parameter,
+    find_notebook,
+    known_parameters,
+    parameters_of,
+    run_notebook,
+)
 
-_FIELDS = ("notebook", "parameters", "fixed", "metric", "figure")
-
-
+_FIELDS = "a sweep has notebook, parameters (lists of values), metric and, if you like, fixed and figure"
 _FIGURES = ({"x"}, {"x", "hue"}, {"x", "y"})
-
-
 _CONNECT = "20s"  # to a scheduler that should be there already
 
 
@@ -66,7 +73,7 @@ class Sweep:
     def cells(self) -> dict[str, dict[str, object]]:
         """The grid's cells, the last parameter changing fastest: each one's name and the parameters it sets."""
         code = code_checksum(self.notebook)
-        defaults = check_parameters(self.notebook, {})
+        defaults = {name: about.default for name, about in parameters_of(self.notebook).items()}
         cells = {}
         for values in product(*self.grid.values()):
             own = dict(zip(self.grid, values, strict=True)) | self.fixed
@@ -89,6 +96,16 @@ class SweepResult:
     failed: dict[str, str]
 
 
+class _File(BaseModel, extra="forbid"):
+    """What the YAML file holds; `Sweep` says what it means."""
+
+    notebook: str | int
+    parameters: Annotated[dict[str, Annotated[list[object], Field(min_length=1)]], Field(min_length=1)]
+    metric: Text
+    fixed: dict[str, object] = {}
+    figure: dict[Literal["x", "y", "hue"], str] = {}
+
+
 def load_sweep(file: Path) -> Sweep:
     """Read a sweep from a YAML file.
 
@@ -102,41 +119,31 @@ def load_sweep(file: Path) -> Sweep:
         content = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} must have the fields {', '.join(_FIELDS)}")
-    fields = {"fixed": {}, "figure": {}} | names_of_today(content)
-    if unknown := sorted(map(str, set(fields) - set(_FIELDS))):
-        raise ValueError(f"{file} has no use for {', '.join(unknown)}; its fields are {', '.join(_FIELDS)}")
-    if missing := [name for name in _FIELDS if name not in fields]:
-        raise ValueError(f"{file} lacks {', '.join(missing)}")
-    if not all(isinstance(fields[name], dict) for name in ("parameters", "fixed", "figure")):
-        raise ValueError(f"{file}: parameters, fixed and figure must be maps, as in parameters: {{seed: [0, 1]}}")
-    # YAML reads 02 as a number.
-    number = fields["notebook"]
-    notebook = find_notebook(f"{number:02}" if type(number) is int else str(number), file.parent)
-    grid = {name: _values(notebook, name, values) for name, values in fields["parameters"].items()}
-    if not grid:
-        raise ValueError(f"{file}: parameters is empty, and so is the grid")
-    if both := [name for name in fields["fixed"] if name in grid]:
-        raise ValueError(f"{file}: {', '.join(both)} cannot be in the grid and fixed")
-    fixed = {name: _values(notebook, name, [value])[0] for name, value in fields["fixed"].items()}
+    fields = checked(_File, names_of_today(content), str(file), remedy=_FIELDS)
+    name = fields.notebook
+    notebook = find_notebook(f"{name:02}" if isinstance(name, int) else name, file.parent)  # YAML reads 02 as a number
+    known = known_parameters(notebook, [*fields.parameters, *fields.fixed])
+    grid = {name: _values(known[name], values) for name, values in fields.parameters.items()}
+    fixed = {name: _values(known[name], [value])[0] for name, value in fields.fixed.items()}
+    if both := fixed.keys() & grid.keys():
+        raise ValueError(f"{file}: {', '.join(sorted(both))} cannot be in the grid and fixed")
     # Without a word about it: curves over the first parameter, one for each value of the second.
-    figure = {axis: str(name) for axis, name in fields["figure"].items()} or dict(zip(("x", "hue"), grid, strict=False))
+    figure = fields.figure or dict(zip(("x", "hue"), grid, strict=False))
     if set(figure) not in _FIGURES or not set(figure.values()) <= set(grid) or len(set(figure.values())) < len(figure):
         raise ValueError(
             f"{file}: figure must be {{x, y}}, {{x}} or {{x, hue}}, each another one of {', '.join(grid)}; got {figure}"
         )
-    return Sweep(notebook, grid, str(fields["metric"]), fixed, figure)
+    return Sweep(notebook, grid, fields.metric, fixed, figure)
 
 
-def _values(notebook: Path, name: str, values: object) -> list[object]:
+def _values(parameter: Parameter, values: list[object]) -> list[object]:
     """Check one parameter's values."""
-    if not isinstance(values, list) or not values:
-        raise ValueError(f"{name} of the grid must be a list of values, got {values!r}")
-    checked = [check_parameters(notebook, {name: value})[name] for value in values]
-    if any(value in checked[:n] for n, value in enumerate(checked)):
-        raise ValueError(f"{name} of the grid has a value twice: {values}")
-    return checked
+    if parameter.type is float and (words := [value for value in values if isinstance(value, str)]):
+        raise ValueError(f"{parameter.name} must be float; YAML takes {words[0]} for a word: write 1.0e-3, not 1e-3")
+    taken = [parameter.check(value) for value in values]
+    if any(value in taken[:n] for n, value in enumerate(taken)):
+        raise ValueError(f"{parameter.name} of the grid has a value twice: {values}")
+    return taken
 
 
 def run_sweep(

@@ -6,7 +6,7 @@ paper's at full size, the authors' checkpoint, or a tiny one; its language model
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from os import PathLike
 from pathlib import Path
@@ -20,12 +20,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vilamp_lite.common.checks import choice, positive_int
 from vilamp_lite.common.hub import IGNORED
+from vilamp_lite.common.outside import Text, checked_json
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
 from vilamp_lite.training.loop import Stage, Task, make_accelerator, run_stage
-
-_FIELDS = ("video", "question", "answer")
-
 
 _MOST_NAMED = 5  # missing videos in an error
 
@@ -55,8 +53,8 @@ class VideoQuestion:
     """
 
     video: Path
-    question: str
-    answer: str
+    question: Text
+    answer: Text
 
 
 def read_examples(path: str | PathLike[str]) -> list[VideoQuestion]:
@@ -66,7 +64,7 @@ def read_examples(path: str | PathLike[str]) -> list[VideoQuestion]:
         path: the file; its videos' paths are relative to it.
 
     Raises:
-        ValueError: a file that can't be read or is empty; a line that is not a JSON object, or lacks a field, with its
+        ValueError: a file that can't be read or is empty; a line that is no JSON object with the three fields, with its
             number; or videos that do not exist.
     """
     path = Path(path)
@@ -74,14 +72,16 @@ def read_examples(path: str | PathLike[str]) -> list[VideoQuestion]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"can't read {path} ({error}); name a file of JSON lines in UTF-8") from error
+    remedy = "write one JSON object with video, question and answer on each line"
+    examples = {}
     # Not splitlines: it would also split at characters that a JSON text may hold.
-    numbered = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    if not numbered:
-        raise ValueError(f"{path} is empty; write one JSON object with {', '.join(_FIELDS)} on each line")
-    examples = {number: _example(path, number, line) for number, line in numbered}
-    missing = [
-        f"{example.video} (line {number})" for number, example in examples.items() if not example.video.is_file()
-    ]
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            example = checked_json(VideoQuestion, line, f"{path}, line {number}", remedy=remedy)
+            examples[number] = replace(example, video=path.parent / example.video)
+    if not examples:
+        raise ValueError(f"{path} is empty; {remedy}")
+    missing = [f"{one.video} (line {number})" for number, one in examples.items() if not one.video.is_file()]
     if missing:
         more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
         raise ValueError(
@@ -89,20 +89,6 @@ def read_examples(path: str | PathLike[str]) -> list[VideoQuestion]:
             "the data set's folder"
         )
     return list(examples.values())
-
-
-def _example(path: Path, number: int, line: str) -> VideoQuestion:
-    try:
-        fields = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{path}, line {number} is not JSON ({error}); write one object on each line") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path}, line {number} must be a JSON object with {', '.join(_FIELDS)}, got {line.strip()}")
-    for name in _FIELDS:
-        if not isinstance(fields.get(name), str) or not fields[name].strip():
-            found = f"got {fields[name]!r}" if name in fields else f"there is only {', '.join(fields) or 'nothing'}"
-            raise ValueError(f"{path}, line {number}: {name!r} must be a non-empty string, {found}")
-    return VideoQuestion(path.parent / fields["video"], fields["question"], fields["answer"])
 
 
 class FinetuningTask(Task):

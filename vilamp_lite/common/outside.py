@@ -1,0 +1,76 @@
+"""What comes from outside, checked with pydantic: one line says where it stands, what is wrong, and what was found."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import shorten
+from typing import Annotated, TypeVar
+
+from pydantic import AfterValidator, TypeAdapter, ValidationError, ValidationInfo
+
+from vilamp_lite.common.checks import describe
+
+Kind = TypeVar("Kind")
+_MOST_SHOWN = 100  # characters of what was found
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError(f"must be a non-empty string, got {text!r}")
+    return text
+
+
+def _that_is_there(path: Path, about: ValidationInfo) -> Path:
+    whole = (about.context or Path()) / path
+    if not whole.is_file():
+        raise ValueError(f"there is no file {whole}")
+    return whole
+
+
+Text = Annotated[str, AfterValidator(_not_blank)]
+File = Annotated[Path, AfterValidator(_that_is_there)]  # relative to the folder that is given with the check
+
+
+def checked(kind: type[Kind], value: object, where: str, *, remedy: str = "") -> Kind:
+    """Take a value of a type that pydantic knows; no other type is turned into it, but an integer into a float.
+
+    Args:
+        kind: such as `int` or `list[Text]`.
+        value: from YAML or the command line.
+        where: it was found: a file, a parameter.
+        remedy: what to do about an error.
+
+    Raises:
+        ValueError: another type; the message says where, what is wrong, what was found, and the remedy.
+    """
+    with _in_one_line(where, remedy):
+        return TypeAdapter(kind).validate_python(value, strict=True)
+
+
+def checked_json(kind: type[Kind], text: str, where: str, *, remedy: str = "", folder: Path | None = None) -> Kind:
+    """Read a JSON text of a type that pydantic knows, such as a dataclass; as `checked`.
+
+    Args:
+        kind: such as a dataclass, or a list of one.
+        text: a file's, or a line's.
+        where: it was found.
+        remedy: what to do about an error.
+        folder: what a `File` in it is relative to.
+    """
+    with _in_one_line(where, remedy):
+        return TypeAdapter(kind).validate_json(text, strict=True, context=folder)
+
+
+@contextmanager
+def _in_one_line(where: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "value_error":  # of a check of our own, which says what it got
+            wrong = str(first["ctx"]["error"])
+        else:
+            wrong = f"{first['msg'][0].lower()}{first['msg'][1:]}, got {shorten(describe(first['input']), _MOST_SHOWN)}"
+        for part in first["loc"]:
+            where += f" {part}" if isinstance(part, int) else f": {part}"
+        raise ValueError(f"{where}: {wrong}" + (f"; {remedy}" if remedy else "")) from error
