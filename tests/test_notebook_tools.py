@@ -207,7 +207,7 @@ def test_each_notebook_has_a_line_with_its_seconds(
         assert capsys.readouterr().err.endswith(f"{notebook.stem} … ")  # before it starts
         return next(runs)
 
-    monkeypatch.setattr(reproduce, "run_notebook", run)
+    monkeypatch.setattr(reproduce, "_run", run)
     ended = []
     for _ in reproduce.run_notebooks(files, tmp_path):
         ended.append(capsys.readouterr().err)
