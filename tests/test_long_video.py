@@ -40,7 +40,7 @@ def same_video(one: Path, other: Path) -> bool:
 def test_the_joined_file_shows_every_scene_in_time(tmp_path: Path) -> None:
     video = long_video(tmp_path, FRAMES, 0.7, seed=3)
     assert probe(video.path).num_frames == FRAMES
-    assert is_tinyworld(video.path)
+    assert is_tinyworld(probe(video.path))
     (batch,) = stream_frames(video.path, batch_size=FRAMES)
     assert batch.timestamps.tolist() == list(range(FRAMES))
     drawn = np.concatenate(list(render_scenes(video.haystack.scenes)))

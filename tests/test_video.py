@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import video_files
@@ -30,7 +32,7 @@ from video_files import (
 )
 
 from vilamp_lite.video.ahead import made_ahead
-from vilamp_lite.video.source import FrameStream, frames_at, probe, stream_frames
+from vilamp_lite.video.source import FrameStream, SampledVideo, frames_at, probe, stream_frames
 from vilamp_lite.video.timeline import VideoError, _nearest
 
 try:
@@ -391,7 +393,6 @@ def test_size(clips, size):
         assert numbers == indices.tolist()
 
 
-@pytest.mark.skipif(decord is None, reason="decord isn't installed")
 def test_a_rate_means_its_decimals(tmp_path):
     """The float 0.1 is a little more than 1/10; ten seconds still hold one sample, and not a second at their end."""
     path = write_video(tmp_path / "ten.mp4", count=100, rate=10)
@@ -592,8 +593,64 @@ def test_decoding_ahead_fails_where_decoding_does(table_files):
 
 def test_frames_at_collects_samples_in_any_order(clips):
     everything = np.concatenate([batch.frames for batch in stream_frames(clips / "plain.mp4", fps=2)])
-    picked = frames_at(clips / "plain.mp4", [3, 0, 3], fps=2, batch_size=2)
+    picked = frames_at(clips / "plain.mp4", [3, 0, 3], fps=2)
     assert np.array_equal(picked, everything[[3, 0, 3]])
+
+
+@pytest.fixture
+def opened(monkeypatch) -> list[Path]:
+    """The files that `av.open` opens."""
+    paths, av_open = [], av.open
+    monkeypatch.setattr(
+        av, "open", lambda path, *args, **options: paths.append(path) or av_open(path, *args, **options)
+    )
+    return paths
+
+
+@pytest.mark.parametrize("row", [row for row in TABLE if isinstance(row.expected, list)], ids=lambda row: row.name)
+def test_every_pass_shows_the_same_to_the_bit(row, table_files, opened):
+    """Two passes, some samples, and a pass that goes on with the file that those left open: one scan for all."""
+    if isinstance(table_files[row.name], str):
+        pytest.skip(table_files[row.name])
+    video = SampledVideo(table_files[row.name], fps=2)
+    first = list(video.batches(5))
+    frames = np.concatenate([batch.frames for batch in first])
+    last = video.num_frames - 1
+    for samples in ([last], [last // 2, 0, last // 2]):
+        np.testing.assert_array_equal(video.at(samples), frames[samples])
+    for batches in (video.batches(5), stream_frames(table_files[row.name], fps=2, batch_size=5)):
+        for batch, known in zip(batches, first, strict=True):
+            for one, other in zip(batch, known, strict=True):
+                np.testing.assert_array_equal(one, other)
+    has_index = table_files[row.name].suffix in (".mp4", ".mov", ".mkv", ".webm")
+    assert len(opened) == 2 + (3 if has_index else 5)
+
+
+def test_a_file_that_changes_is_refused(clips, tmp_path):
+    """Written to, another length, or other frames in a file of the same size and time."""
+    path, other = tmp_path / "video.mp4", write_video(tmp_path / "other.mp4", rate=11)
+    original = (clips / "plain.mp4").read_bytes()
+    shorter = write_video(tmp_path / "shorter.mp4", 55, bframes=2).read_bytes()
+    size = max(map(len, (original, shorter, other.read_bytes())))
+
+    def replaced(content: bytes) -> None:
+        """MP4 allows zeros at the end."""
+        path.write_bytes(content.ljust(size, b"\0"))
+        os.utime(path, (1, 1))
+
+    for change in (
+        lambda: path.write_bytes(original.ljust(size, b"\0")),
+        lambda: (path.write_bytes(original), os.utime(path, (1, 1))),
+        path.unlink,
+        lambda: replaced(other.read_bytes()),
+        lambda: replaced(shorter),
+    ):
+        replaced(original)
+        video = SampledVideo(path, fps=2)
+        assert sum(len(batch.frames) for batch in video.batches()) == 12
+        change()
+        with pytest.raises(VideoError, match=r"video\.mp4: has changed since it was scanned"):
+            list(video.batches())
 
 
 @pytest.mark.parametrize("samples", [[], [-1], [0.5], [[1]], [[1], [1, 2]], [10_000], "0"])
@@ -609,6 +666,8 @@ def test_frames_at_refuses_samples_beyond_the_end_before_decoding(table_files):
 
 def test_frames_at_stops_at_the_last_sample(table_files):
     path = table_files["zeros for a fifth of it"]
-    assert read_numbers(frames_at(path, [4, 1], fps=2, batch_size=5)) == [20, 5]
+    assert read_numbers(frames_at(path, [4, 1], fps=2)) == [20, 5]
+    with pytest.warns(UserWarning, match="skipped 13 damaged packets; 0 of 2 samples"):
+        assert read_numbers(frames_at(path, [4, 11], fps=2)) == [20, 55]
     with pytest.raises(VideoError, match="is damaged"):
-        frames_at(path, [4, 11], fps=2, batch_size=5)
+        frames_at(path, [7, 4], fps=2)

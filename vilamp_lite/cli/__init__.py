@@ -461,8 +461,9 @@ class _Chosen:
             return
         from vilamp_lite.tinyworld.encoder import require_known_words
         from vilamp_lite.tinyworld.render import is_tinyworld
+        from vilamp_lite.video.source import probe
 
-        if not force and video.is_file() and not is_tinyworld(video):
+        if not force and video.is_file() and not is_tinyworld(probe(video)):
             raise ValueError(
                 f"{video} does not show TinyWorld, and the model in {self.model} was trained on nothing else; make "
                 "such a video with `vilamp tinyworld`, name another model with --model DIR, or --force"

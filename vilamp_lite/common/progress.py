@@ -1,12 +1,38 @@
-"""One progress bar for all long work: rate and remaining time, and silence where nobody watches."""
+"""How far long work has come: one progress bar for all of it, and the names of its stages for who measures them."""
 
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 
 from tqdm.auto import tqdm
+
+Listener = Callable[[str], AbstractContextManager[None]]
+
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+def stage(name: str) -> AbstractContextManager[None]:
+    """Announce what is done inside `with`, such as "selection", to whoever measures it."""
+    listener = _listener.get()
+    return nullcontext() if listener is None else listener(name)
+
+
+@contextmanager
+def announced_to(listener: Listener) -> Iterator[None]:
+    """Let a listener know the stages of what is done inside `with`; it is entered at the start of each."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def is_measured() -> bool:
+    """Tell whether somebody listens: then work is done in turns, so that each stage has its own time."""
+    return _listener.get() is not None
 
 
 def is_headless() -> bool:

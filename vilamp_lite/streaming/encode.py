@@ -1,21 +1,23 @@
-"""A video file through the model's two passes, in bounded memory."""
+"""A video through the model's two passes, in bounded memory."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from os import PathLike
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import torch
 
-from vilamp_lite.common.progress import progress_bar
+from vilamp_lite.common.progress import progress_bar, stage
 from vilamp_lite.configuration import ViLaMPConfig
-from vilamp_lite.video.ahead import made_ahead
-from vilamp_lite.video.source import FrameBatch, FrameStream, frames_at, stream_frames
+from vilamp_lite.video.ahead import ClosableIterator, made_ahead
+from vilamp_lite.video.source import FrameBatch, FrameSource, SampledVideo
 
 if TYPE_CHECKING:
     from vilamp_lite.modeling import MixedPrecisionSequence
+
+Prepared = TypeVar("Prepared")
 
 
 def frames_at_once(config: ViLaMPConfig) -> int:
@@ -70,23 +72,38 @@ class KeptRows:
 
 
 def prepared(
-    stream: FrameStream, doing: str, prepare: Callable[[np.ndarray], torch.Tensor]
-) -> Iterator[tuple[FrameBatch, torch.Tensor]]:
-    """Yield a stream's batches and their pixels under a progress bar; a thread makes the next ones."""
+    batches: ClosableIterator[FrameBatch], num_frames: int, doing: str, prepare: Callable[[np.ndarray], Prepared]
+) -> Iterator[tuple[FrameBatch, Prepared]]:
+    """Yield batches and what is made of their frames, such as pixels, under a progress bar.
 
-    def made() -> Iterator[tuple[FrameBatch, torch.Tensor]]:
-        with closing(stream):
-            for batch in stream:
-                yield batch, prepare(batch.frames)
+    A thread makes the next ones meanwhile, unless somebody measures the stages.
 
-    with progress_bar(stream.num_frames, "frames", doing) as bar:
-        for batch, pixels in made_ahead(made()):
-            yield batch, pixels
+    Args:
+        batches: one pass over a source; closed at the end.
+        num_frames: in all of them.
+        doing: what is being done.
+        prepare: makes something of uint8 [B, H, W, 3].
+    """
+
+    def made() -> Iterator[tuple[FrameBatch, Prepared]]:
+        with closing(batches):
+            while True:
+                with stage("decode"):
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                with stage("resizing"):
+                    ready = prepare(batch.frames)
+                yield batch, ready
+
+    with progress_bar(num_frames, "frames", doing) as bar:
+        for batch, ready in made_ahead(made()):
+            yield batch, ready
             bar.update(len(batch.indices))
 
 
 class VideoEncoding:
-    """The part of the model that turns a video file into its mixed-precision sequence."""
+    """The part of the model that turns a video into its mixed-precision sequence."""
 
     def distill(
         self,
@@ -102,18 +119,17 @@ class VideoEncoding:
             patch_batches: the N frames' patches in order, [B, M, D_v] each.
             patches_at: gives one frame's patches [M, D_v], for a frame that earlier ones refer to.
             query_embed: [query_size].
-
-        Raises:
-            ValueError: no frame is a keyframe, or as `mix_tokens`.
         """
-        keyframes = self.select(frame_embeds, query_embed.to(frame_embeds.device)).indices
-        read_ahead = {frame: patches_at(frame) for frame in self.early_references(len(frame_embeds), keyframes)}
-        return self.mix_tokens(patch_batches, len(frame_embeds), keyframes, query_embed, read_ahead)
+        with stage("selection"):
+            keyframes = self.select(frame_embeds, query_embed.to(frame_embeds.device)).indices
+        with stage("patches and merging"):
+            read_ahead = {frame: patches_at(frame) for frame in self.early_references(len(frame_embeds), keyframes)}
+            return self.mix_tokens(patch_batches, len(frame_embeds), keyframes, query_embed, read_ahead)
 
     @torch.no_grad()
     def encode_video(
         self,
-        source: str | PathLike[str],
+        video: str | PathLike[str] | FrameSource,
         query: str,
         processor: FrameProcessor,
         *,
@@ -121,45 +137,57 @@ class VideoEncoding:
         max_frames: int | None = None,
         batch_size: int | None = None,
     ) -> "MixedPrecisionSequence":
-        """Stream a video file into its mixed-precision sequence, in two passes: the selector's, then the patches'.
+        """Stream a video into its mixed-precision sequence, in two passes: the selector's, then the patches'.
 
         A first keyframe that is not the first frame is read ahead, which decodes the file up to it once more. Memory:
         two batches of frames, one selector embedding per frame, the patches of reference frames (see `mix_tokens`), and
         the tokens.
 
         Args:
-            source: the video file.
+            video: a file, or any source of frames, such as a `SampledVideo`.
             query: what the keyframes should be relevant to; the bare question.
             processor: makes pixels and query tokens, such as `ViLaMPProcessor`.
-            fps: frames sampled per second; the configuration's when left out.
-            max_frames: the most frames to sample, spread over the video.
+            fps: frames sampled per second of a file; the configuration's when left out.
+            max_frames: the most frames to sample of a file, spread over it.
             batch_size: frames decoded and encoded at a time, `frames_at_once` when left out; it changes the result only
                 by rounding.
 
         Raises:
-            ValueError: bad sampling options, more tokens than the language model's context holds (before anything is
-                decoded), or no frame is a keyframe.
+            ValueError: more tokens than the language model's context holds (before anything is decoded), or no frame is
+                a keyframe.
             VideoError: the file can't be read, or not to its end.
         """
-        sampling = {
-            "fps": self.config.fps if fps is None else fps,
-            "max_frames": max_frames,
-            "batch_size": frames_at_once(self.config) if batch_size is None else batch_size,
-        }
-        stream = stream_frames(source, **sampling)
-        self.config.require_room(stream.num_frames)
-        query_embed = self.embed_query(**processor.selector_query([query]))[0]
+        with stage("probe"):
+            source = self._sampled(video, fps, max_frames)
+            self.config.require_room(source.num_frames)
+        batch_size = frames_at_once(self.config) if batch_size is None else batch_size
+        frame_embeds, timestamps = KeptRows(source.num_frames), KeptRows(source.num_frames)
 
-        frame_embeds, timestamps = KeptRows(stream.num_frames), KeptRows(stream.num_frames)
-        for batch, pixels in prepared(stream, "decode, select", processor.selector_pixels):
-            frame_embeds.add(self.embed_frames(pixels).cpu())
-            timestamps.add(torch.from_numpy(batch.timestamps))
-        second_pass = prepared(stream_frames(source, **sampling), "decode, encode", processor.vision_pixels)
-        batches = (self.patch_features(pixels) for _, pixels in second_pass)
-        sequence = self.distill(
-            frame_embeds.rows,
-            batches,
-            lambda frame: self.patch_features(processor.vision_pixels(frames_at(source, [frame], **sampling)))[0],
-            query_embed,
-        )
+        def one_pass(doing: str, prepare: Callable[[np.ndarray], torch.Tensor]) -> Iterator:
+            return prepared(source.batches(batch_size), source.num_frames, doing, prepare)
+
+        def patches_at(frame: int) -> torch.Tensor:
+            with stage("decode"):
+                picture = source.at([frame])
+            with stage("resizing"):
+                pixels = processor.vision_pixels(picture)
+            return self.patch_features(pixels)[0]
+
+        with stage("selector embedding"):
+            query_embed = self.embed_query(**processor.selector_query([query]))[0]
+            for batch, pixels in one_pass("decode, select", processor.selector_pixels):
+                frame_embeds.add(self.embed_frames(pixels).cpu())
+                timestamps.add(torch.from_numpy(batch.timestamps))
+        patches = (self.patch_features(pixels) for _, pixels in one_pass("decode, encode", processor.vision_pixels))
+        sequence = self.distill(frame_embeds.rows, patches, patches_at, query_embed)
         return replace(sequence, timestamps=timestamps.rows.numpy())
+
+    def _sampled(
+        self, video: str | PathLike[str] | FrameSource, fps: float | None, max_frames: int | None
+    ) -> FrameSource:
+        """A file as the configuration samples it; a source as it is."""
+        if isinstance(video, FrameSource):
+            if fps is not None or max_frames is not None:
+                raise ValueError("fps and max_frames are for files: a source of frames is sampled already")
+            return video
+        return SampledVideo(video, fps=self.config.fps if fps is None else fps, max_frames=max_frames)

@@ -2,9 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,11 @@ import psutil
 import torch
 from transformers.generation import BaseStreamer
 
-from vilamp_lite.common.progress import progress_bar
+from vilamp_lite.common.progress import announced_to
 from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
-from vilamp_lite.streaming.encode import FrameProcessor, KeptRows, frames_at_once
 from vilamp_lite.streaming.feature_store import FeatureStore
-from vilamp_lite.video.source import FrameBatch, FrameStream, frames_at, stream_frames
+from vilamp_lite.video.source import FrameBatch, SampledVideo
 
 # Before the language model, in order; then "prefill" and "decoding".
 VIDEO_STAGES = ("probe", "decode", "resizing", "selector embedding", "selection", "patches and merging")
@@ -164,6 +163,19 @@ class _FirstToken(BaseStreamer):
         """Do nothing more."""
 
 
+class _Counted(SampledVideo):
+    """Tells a clock how many frames it has shown."""
+
+    clock: Stopwatch
+
+    def batches(self, batch_size: int = 32) -> Iterator[FrameBatch]:
+        """All frames in order."""
+        with closing(super().batches(batch_size)) as batches:
+            for batch in batches:
+                self.clock.frames += len(batch.frames)
+                yield batch
+
+
 @torch.no_grad()
 def measured_answer(
     model: ViLaMPForConditionalGeneration,
@@ -192,7 +204,11 @@ def measured_answer(
     prompt = processor.prompts([question])
     with Stopwatch(model.device) as clock:
         if store is None:
-            sequence = _streamed(model, processor, video, question, clock)
+            with clock.stage("probe"):
+                source = _Counted(video, fps=model.config.fps)
+                source.clock = clock
+            with announced_to(clock.stage):
+                sequence = model.encode_video(source, question, processor)
         else:
             with clock.stage(STORE_STAGES[0]):
                 store.encode(video, model, processor)
@@ -230,56 +246,3 @@ def measured_answer(
     return MeasuredAnswer(
         processor.batch_decode(output.sequences)[0].strip(), tokens, sequence, rows, clock.before, np.array(clock.trace)
     )
-
-
-def _streamed(
-    model: ViLaMPForConditionalGeneration, processor: FrameProcessor, video: Path, query: str, clock: Stopwatch
-) -> MixedPrecisionSequence:
-    """Do what `encode_video` does, but decode and resize in turns with the rest, so that each stage has its own time.
-
-    A test holds the two together.
-    """
-    sampling = {"fps": model.config.fps, "batch_size": frames_at_once(model.config)}
-    with clock.stage("probe"):
-        stream = stream_frames(video, **sampling)
-        model.config.require_room(stream.num_frames)
-    with clock.stage("selector embedding"):
-        query_embed = model.embed_query(**processor.selector_query([query]))[0]
-        frame_embeds, timestamps = KeptRows(stream.num_frames), KeptRows(stream.num_frames)
-        for batch, pixels in _prepared(stream, clock, "select", processor.selector_pixels):
-            frame_embeds.add(model.embed_frames(pixels).cpu())
-            timestamps.add(torch.from_numpy(batch.timestamps))
-    with clock.stage("selection"):
-        embeds = frame_embeds.rows
-        keyframes = model.select(embeds, query_embed.to(embeds.device)).indices
-    with clock.stage("patches and merging"):
-        read_ahead = {}
-        for frame in model.early_references(len(embeds), keyframes):
-            with clock.stage("decode"):
-                picture = frames_at(video, [frame], **sampling)
-            with clock.stage("resizing"):
-                pixels = processor.vision_pixels(picture)
-            read_ahead[frame] = model.patch_features(pixels)[0]
-        with clock.stage("probe"):
-            stream = stream_frames(video, **sampling)
-        second_pass = _prepared(stream, clock, "merge", processor.vision_pixels)
-        patches = (model.patch_features(pixels) for _, pixels in second_pass)
-        sequence = model.mix_tokens(patches, len(embeds), keyframes, query_embed, read_ahead)
-    return replace(sequence, timestamps=timestamps.rows.numpy())
-
-
-def _prepared(
-    stream: FrameStream, clock: Stopwatch, doing: str, prepare: Callable[[np.ndarray], torch.Tensor]
-) -> Iterator[tuple[FrameBatch, torch.Tensor]]:
-    """Yield a stream's batches and their pixels; the clock's frames count both passes."""
-    with progress_bar(stream.num_frames, "frames", doing) as bar:
-        while True:
-            with clock.stage("decode"):
-                batch = next(stream, None)
-            if batch is None:
-                return
-            with clock.stage("resizing"):
-                pixels = prepare(batch.frames)
-            clock.frames += len(batch.frames)
-            yield batch, pixels
-            bar.update(len(batch.frames))

@@ -13,6 +13,7 @@ import av
 import numpy as np
 
 from vilamp_lite.common.files import written_whole
+from vilamp_lite.video.timeline import VideoInfo
 
 SIDE = 64  # pixels
 
@@ -153,14 +154,9 @@ def write_video(path: str | PathLike[str], scenes: Iterable[Scene], fps: int = 1
     return written
 
 
-def is_tinyworld(path: str | PathLike[str]) -> bool:
-    """Tell by its `FORMAT_TAG` whether a video file shows TinyWorld; a file that can't be opened does not."""
-    try:
-        # A comment in another encoding than UTF-8 is somebody else's.
-        with av.open(path, metadata_errors="replace") as container:
-            return container.metadata.get("comment") == FORMAT_TAG
-    except (av.FFmpegError, OSError):
-        return False
+def is_tinyworld(video: VideoInfo) -> bool:
+    """Tell by its `FORMAT_TAG` whether a video file shows TinyWorld."""
+    return video.comment == FORMAT_TAG
 
 
 def _check(scene: Scene) -> None:

@@ -7,6 +7,8 @@ from contextlib import closing
 from itertools import islice
 from typing import Protocol, TypeVar
 
+from vilamp_lite.common.progress import is_measured
+
 Item = TypeVar("Item")
 
 
@@ -25,15 +27,15 @@ def made_ahead(items: ClosableIterator[Made]) -> Iterator[Made]:
     """Yield items while a thread makes the next one: a stream's batches, or what is made of them.
 
     Where the caller's work on an item takes longer than making one, making then takes no time of its own. Memory: two
-    items.
+    items. While the stages of the work are measured, nothing is made ahead.
 
     Args:
         items: what `stream_frames` returns, or a generator over it; closed at the end.
-
-    Raises:
-        VideoError: as the stream.
     """
     with closing(items), ThreadPoolExecutor(1, "ahead") as maker:
+        if is_measured():
+            yield from items
+            return
         following = maker.submit(next, items, None)
         while (item := following.result()) is not None:
             following = maker.submit(next, items, None)

@@ -1,8 +1,9 @@
 """Decode a file with PyAV: intact frames only, with stand-ins for the lost ones that are counted."""
 
 import warnings
-from collections.abc import Generator
-from contextlib import closing, suppress
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -10,7 +11,21 @@ from pathlib import Path
 import av
 import numpy as np
 
-from vilamp_lite.video.timeline import Plan, Timeline, VideoError, demux, opened, tick
+from vilamp_lite.video.timeline import (
+    Opened,
+    Plan,
+    Scan,
+    Timeline,
+    VideoError,
+    VideoInfo,
+    open_video,
+    refuse_cut_file,
+    rewound,
+    scan_packets,
+    tick,
+    usual_step,
+    version_of,
+)
 
 Pictures = Generator[tuple[np.ndarray, int], None, None]  # RGB picture [H, W, 3] and the position of its frame
 
@@ -23,69 +38,128 @@ class Damage:
     stand_ins: int = 0
 
 
-def intact_frames(path: Path, damage: Damage) -> Generator[av.VideoFrame, None, None]:
-    """Decode a file and yield the frames that are as they were encoded, in order of presentation.
+def read_timeline(path: Path) -> Timeline:
+    """Scan a file, look at its first frame, and refuse it if it is cut short; it is opened once."""
+    version = version_of(path) if path.is_file() else (0, 0)
+    container, stream = open_video(path)
+    with container:
+        scan = Scan()
+        packets = scan_packets(path, container, stream, scan)
+        frame = next(intact_frames(path, stream, packets, Damage()), None)
+        deque(packets, maxlen=0)
+        if not scan.ticks:
+            raise VideoError(f"{path}: its video stream holds no frames with a timestamp; re-encode it with ffmpeg")
+        ticks = np.unique(np.array(scan.ticks, np.int64))
+        refuse_cut_file(path, container, stream, scan, ticks)
+        if frame is None:
+            raise VideoError(f"{path}: none of its {len(ticks)} frames can be decoded; the file is damaged")
+        height, width = upright(np.empty((frame.height, frame.width)), frame.rotation).shape
+        last = int(ticks[-1])
+        end = scan.end if scan.end > last else last + usual_step(ticks, stream)
+        length = (end - int(ticks[0])) * stream.time_base
+        info = VideoInfo(
+            path,
+            float(length),
+            float(len(ticks) / length),
+            len(ticks),
+            width,
+            height,
+            stream.codec.canonical_name,
+            container.metadata.get("comment", ""),
+        )
+        packets = np.array(scan.ticks, np.int64)
+        kind = container.format.name
+        return Timeline(info, ticks, end, stream.time_base, kind, scan.hidden, packets, scan.first, version)
+
+
+def intact_frames(
+    path: Path, stream: av.VideoStream, packets: Iterable[av.Packet], damage: Damage
+) -> Iterator[av.VideoFrame]:
+    """Decode packets and yield the frames that are as they were encoded, in order of presentation.
 
     Measured on H.264 and MPEG-4 files with flipped bytes: of the frames from the first sign of damage to the next
     keyframe nearly all are visibly wrong (they are predicted from the spoilt one), and most of them are delivered
-    without any flag. So all of those are left out. `explode` makes the decoder report damage that it would otherwise
-    paint over. HEVC and VP9 decoders notice less: a changed byte within a picture's data can pass for another picture.
+    without any flag. So all of those are left out. HEVC and VP9 decoders notice less: a changed byte within a picture's
+    data can pass for another picture.
     """
-    with opened(path) as (container, stream):
-        # Not PyAV's default, "SLICE": with it the H.264 decoder reports no damage at all, `explode` or not.
-        stream.thread_type = "AUTO"
-        stream.codec_context.options = {"err_detect": "explode"}
-        spoilt_at: int | None = None
-        latest: int | None = None
-        for packet in chain(demux(container, stream), [None]):  # None: hand out what the decoder still holds
-            try:
-                frames = stream.decode(packet)
-            except av.error.FFmpegError:
-                damage.packets += 1
-                spoilt_at = tick(packet) if packet else latest
+    spoilt_at: int | None = None
+    latest: int | None = None
+    for packet in chain(packets, [None]):  # None: hand out what the decoder still holds
+        try:
+            frames = stream.decode(packet)
+        except av.error.FFmpegError:
+            damage.packets += 1
+            spoilt_at = tick(packet) if packet else latest
+            continue
+        for frame in frames:
+            if frame.pts is None:
                 continue
-            for frame in frames:
-                if frame.pts is None:
-                    continue
-                if frame.is_corrupt:
-                    damage.packets += 1
-                    spoilt_at = frame.pts
-                elif spoilt_at is not None and frame.key_frame and frame.pts > spoilt_at:
-                    spoilt_at = None
-                if latest is not None and frame.pts < latest:
-                    raise VideoError(
-                        f"{path}: its timestamps are out of order at {float(frame.pts * stream.time_base):.2f} s "
-                        "(AVI can't hold this codec's B-frames); re-encode it with ffmpeg"
-                    )
-                latest = frame.pts
-                if spoilt_at is None:
-                    yield frame
+            if frame.is_corrupt:
+                damage.packets += 1
+                spoilt_at = frame.pts
+            elif spoilt_at is not None and frame.key_frame and frame.pts > spoilt_at:
+                spoilt_at = None
+            if latest is not None and frame.pts < latest:
+                raise VideoError(
+                    f"{path}: its timestamps are out of order at {float(frame.pts * stream.time_base):.2f} s "
+                    "(AVI can't hold this codec's B-frames); re-encode it with ffmpeg"
+                )
+            latest = frame.pts
+            if spoilt_at is None:
+                yield frame
 
 
-def pyav_pictures(timeline: Timeline, plan: Plan) -> Pictures:
-    """Yield the planned pictures; the nearest intact frame stands in for a lost one."""
-    path, ticks, damage = timeline.info.path, timeline.ticks, Damage()
-    # Who ends the stream early is also told what was skipped until then.
-    with suppress(GeneratorExit), closing(intact_frames(path, damage)) as frames:
-        before, frame = None, next(frames, None)
-        converted = picture = None
-        for target, position in zip(plan.targets, plan.positions, strict=True):
-            while frame is not None and frame.pts < ticks[position]:
-                before, frame = frame, next(frames, None)
-            chosen = frame
-            if frame is None or frame.pts != ticks[position]:
-                chosen = _stand_in(timeline, target, plan.reach, before, frame)
-                damage.stand_ins += 1
-            if chosen is not converted:
-                # One thread: to start more for each picture takes longer than to convert it.
-                converted, picture = chosen, upright(chosen.to_ndarray(format="rgb24", threads=1), chosen.rotation)
-            yield picture, int(np.searchsorted(ticks, chosen.pts))
-    if damage.packets or damage.stand_ins:
-        warnings.warn(
-            f"{path}: skipped {damage.packets} damaged packets; {damage.stand_ins} of {len(plan.positions)} samples "
-            "show the nearest intact frame instead of their own",
-            stacklevel=4,  # who takes the batches, if no thread does: past `_batched` and `FrameStream`
-        )
+class PyAVFile:
+    """A scanned file, decoded by PyAV as often as one likes."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline = timeline
+        self._left: Opened | None = None
+
+    def pictures(self, plan: Plan, *, leave_open: bool = False) -> Pictures:
+        """Yield the planned pictures; the nearest intact frame stands in for a lost one.
+
+        Args:
+            plan: what to yield.
+            leave_open: let the next pass go on with this one's file, where that can be rewound.
+        """
+        timeline, damage = self._timeline, Damage()
+        path, ticks = timeline.info.path, timeline.ticks
+        container, stream = self._at_its_start()
+        # Who ends the stream early is also told what was skipped until then.
+        with suppress(GeneratorExit), ExitStack() as file:
+            file.enter_context(container)
+            frames = intact_frames(path, stream, timeline.same_packets(container, stream), damage)
+            before, frame = None, next(frames, None)
+            converted = picture = None
+            for target, position in zip(plan.targets, plan.positions, strict=True):
+                while frame is not None and frame.pts < ticks[position]:
+                    before, frame = frame, next(frames, None)
+                chosen = frame
+                if frame is None or frame.pts != ticks[position]:
+                    chosen = _stand_in(timeline, target, plan.reach, before, frame)
+                    damage.stand_ins += 1
+                if chosen is not converted:
+                    # One thread: to start more for each picture takes longer than to convert it.
+                    converted, picture = chosen, upright(chosen.to_ndarray(format="rgb24", threads=1), chosen.rotation)
+                yield picture, int(np.searchsorted(ticks, chosen.pts))
+            if leave_open:
+                file.pop_all()
+                self._left = container, stream
+        if damage.packets or damage.stand_ins:
+            warnings.warn(
+                f"{path}: skipped {damage.packets} damaged packets; {damage.stand_ins} of {len(plan.positions)} "
+                "samples show the nearest intact frame instead of their own",
+                stacklevel=4,  # who takes the batches, if no thread does: past `batches` and `FrameStream`
+            )
+
+    def _at_its_start(self) -> Opened:
+        """The file that was left open, rewound, or opened anew."""
+        self._timeline.require_same_file()
+        left, self._left = self._left, None
+        if left and rewound(*left, self._timeline):
+            return left
+        return open_video(self._timeline.info.path)
 
 
 def _stand_in(timeline: Timeline, target: float, reach: float, *around: av.VideoFrame | None) -> av.VideoFrame:

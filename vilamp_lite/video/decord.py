@@ -1,12 +1,11 @@
 """decord as a second decoder, only with the files that it was found to decode like PyAV, to the bit."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from vilamp_lite.video.decoding import Pictures
-from vilamp_lite.video.timeline import Plan, Timeline, VideoError, demux, opened
+from vilamp_lite.video.timeline import Plan, Timeline, VideoError, demux, open_video
 
 # The codecs that decord 0.6.0 was found to decode like PyAV, to the bit, where every keyframe is a clean start: what
 # the first byte of a unit inside such a keyframe says. (Every keyframe of VP9 is one.)
@@ -23,25 +22,46 @@ _DECORD_THREADS = 2
 _DECORD_BATCH = 32  # memory: decord holds a batch twice
 
 
-def open_with_decord(timeline: Timeline) -> Any:
-    """Open a file with decord, or raise VideoError if decord would get it wrong."""
-    path = timeline.info.path
-    try:
-        # Imported here: not every platform has a wheel, and loading it costs memory that PyAV's users needn't pay.
-        import decord
-    except ImportError as error:
-        raise VideoError(f"{path}: decord isn't installed here; use backend='auto' or 'pyav'") from error
-    if objection := _decord_objection(timeline):
-        raise VideoError(f"{path}: decord can't be trusted with {objection}; use backend='auto' or 'pyav'")
-    try:
-        reader = decord.VideoReader(str(path.absolute()), num_threads=_DECORD_THREADS)
-    except (decord.DECORDError, RuntimeError) as error:
-        raise VideoError(f"{path}: decord can't open it; use backend='auto' or 'pyav'") from error
-    if len(reader) != len(timeline.ticks):
-        raise VideoError(
-            f"{path}: decord finds {len(reader)} frames of {len(timeline.ticks)}; use backend='auto' or 'pyav'"
-        )
-    return reader
+class DecordFile:
+    """A scanned file, decoded by decord as often as one likes."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        """Open it, or raise VideoError if decord would get it wrong."""
+        path = timeline.info.path
+        try:
+            # Imported here: not every platform has a wheel, and loading it costs memory that PyAV's users needn't pay.
+            import decord
+        except ImportError as error:
+            raise VideoError(f"{path}: decord isn't installed here; use backend='auto' or 'pyav'") from error
+        if objection := _decord_objection(timeline):
+            raise VideoError(f"{path}: decord can't be trusted with {objection}; use backend='auto' or 'pyav'")
+        try:
+            reader = decord.VideoReader(str(path.absolute()), num_threads=_DECORD_THREADS)
+        except (decord.DECORDError, RuntimeError) as error:
+            raise VideoError(f"{path}: decord can't open it; use backend='auto' or 'pyav'") from error
+        if len(reader) != len(timeline.ticks):
+            raise VideoError(
+                f"{path}: decord finds {len(reader)} frames of {len(timeline.ticks)}; use backend='auto' or 'pyav'"
+            )
+        self._reader, self._timeline, self._errors = reader, timeline, (decord.DECORDError, RuntimeError)
+
+    def pictures(self, plan: Plan, *, leave_open: bool = True) -> Pictures:
+        """Yield the planned pictures; decord's file stays open."""
+        timeline = self._timeline
+        timeline.require_same_file()
+        for start in range(0, len(plan.positions), _DECORD_BATCH):
+            # decord is given each frame once, in ascending order, so that it decodes forwards.
+            positions, copies = np.unique(plan.positions[start : start + _DECORD_BATCH], return_inverse=True)
+            try:
+                pictures = self._reader.get_batch(positions.tolist()).asnumpy()
+            except self._errors as error:
+                at = timeline.seconds(timeline.ticks[positions[0]])
+                raise VideoError(
+                    f"{timeline.info.path}: decord stopped after {at:.2f} s of {timeline.info.duration:.2f} s; use "
+                    "backend='auto' or 'pyav'"
+                ) from error
+            for row in copies:
+                yield pictures[row], int(positions[row])
 
 
 def _decord_objection(timeline: Timeline) -> str | None:
@@ -62,7 +82,8 @@ def _starts_cleanly(timeline: Timeline) -> bool:
     is_clean = _CLEAN_START[timeline.info.codec]
     if is_clean is None:
         return True
-    with opened(timeline.info.path) as (container, stream):
+    container, stream = open_video(timeline.info.path)
+    with container:
         return all(
             any(map(is_clean, _unit_headers(bytes(packet))))
             for packet in demux(container, stream)
@@ -76,22 +97,3 @@ def _unit_headers(data: bytes) -> Iterator[int]:
     while at + 4 < len(data):
         yield data[at + 4]
         at += 4 + int.from_bytes(data[at : at + 4])
-
-
-def decord_pictures(reader: Any, timeline: Timeline, plan: Plan) -> Pictures:
-    """Yield the planned pictures as decord decodes them."""
-    from decord import DECORDError
-
-    for start in range(0, len(plan.positions), _DECORD_BATCH):
-        # decord is given each frame once, in ascending order, so that it decodes forwards.
-        positions, copies = np.unique(plan.positions[start : start + _DECORD_BATCH], return_inverse=True)
-        try:
-            pictures = reader.get_batch(positions.tolist()).asnumpy()
-        except (DECORDError, RuntimeError) as error:
-            at = timeline.seconds(timeline.ticks[positions[0]])
-            raise VideoError(
-                f"{timeline.info.path}: decord stopped after {at:.2f} s of {timeline.info.duration:.2f} s; use "
-                "backend='auto' or 'pyav'"
-            ) from error
-        for row in copies:
-            yield pictures[row], int(positions[row])

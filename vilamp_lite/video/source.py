@@ -1,13 +1,14 @@
 """Video files in, sampled frames out: one forward pass, the memory of one batch.
 
-The paper reads its videos at one frame per second. `stream_frames` samples by timestamp, so the answer is right for
-29.97 fps, for variable rates and for edited files, and it returns every planned sample or raises `VideoError`: a
-video never comes out silently shorter than it is.
+The paper reads its videos at one frame per second. `SampledVideo` samples by timestamp, so the answer is right for
+29.97 fps, for variable rates and for edited files, and every pass returns every planned sample or raises `VideoError`:
+a video never comes out silently shorter than it is.
 
-A first pass reads the packets without decoding them (about 1 % of the cost of decoding). It yields the presentation
-time of every frame, so that the frames to deliver are known, and a file cut short is refused, before decoding starts.
+A scan reads the packets without decoding them (about 1 % of the cost of decoding). It yields the presentation time of
+every frame, so that the frames to deliver are known, and a file cut short is refused, before decoding starts.
 
->>> for frames, indices, timestamps in stream_frames("talk.mp4", fps=1.0, max_frames=10_000):  # doctest: +SKIP
+>>> video = SampledVideo("talk.mp4", fps=1.0, max_frames=10_000)  # doctest: +SKIP
+>>> for frames, indices, timestamps in video.batches():  # doctest: +SKIP
 ...     embeds = encoder.encode_frames(frames)
 """
 
@@ -16,31 +17,20 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from fractions import Fraction
 from itertools import islice
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
-from vilamp_lite.video.decoding import Damage, Pictures, intact_frames, pyav_pictures, upright
-from vilamp_lite.video.decord import decord_pictures, open_with_decord
-from vilamp_lite.video.timeline import (
-    Timeline,
-    VideoError,
-    VideoInfo,
-    opened,
-    plan_samples,
-    refuse_cut_file,
-    scan_packets,
-    usual_step,
-)
+from vilamp_lite.common.checks import choice, positive_int
+from vilamp_lite.video.ahead import ClosableIterator
+from vilamp_lite.video.decoding import Pictures, PyAVFile, read_timeline
+from vilamp_lite.video.decord import DecordFile
+from vilamp_lite.video.timeline import VideoInfo, plan_samples
 
 Backend = Literal["auto", "decord", "pyav"]
-
-
-_BACKENDS = ("auto", "decord", "pyav")
-
 
 _MIN_FPS, _MAX_FPS = 1e-6, 1000
 
@@ -80,111 +70,166 @@ class FrameStream(Iterator[FrameBatch]):
         self._batches.close()
 
 
-def probe(path: str | os.PathLike[str]) -> VideoInfo:
-    """Describe a video file without decoding more than one frame.
+@runtime_checkable
+class FrameSource(Protocol):
+    """Frames in temporal order that can be read more than once: what `encode_video` takes beside a path.
 
-    Args:
-        path: The video file.
+    Attributes:
+        num_frames: N.
+    """
+
+    num_frames: int
+
+    def batches(self, batch_size: int) -> ClosableIterator[FrameBatch]:
+        """All N frames in order, up to `batch_size` at a time; a new pass each time."""
+        ...
+
+    def at(self, samples: Sequence[int]) -> np.ndarray:
+        """A few of them in any order, uint8 [len(samples), H, W, 3]."""
+        ...
+
+
+class SampledVideo:
+    """A video file sampled by timestamp: scanned and planned once, read as often as one likes.
+
+    Sample i is the frame nearest to i / fps seconds after the first frame (of two equally near, the earlier), for
+    every i / fps below the video's duration. Where the video has fewer frames than are asked for, frames repeat.
+
+    Attributes:
+        info: What the file holds.
+        num_frames: Samples, known before anything but the first frame is decoded.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        fps: float = 1.0,
+        max_frames: int | None = None,
+        size: tuple[int, int] | None = None,
+        backend: Backend = "auto",
+    ) -> None:
+        """Scan the file.
+
+        Args:
+            path: The video file.
+            fps: Samples per second of video, from 1e-6 to 1000.
+            max_frames: Keep at most this many samples, spread evenly over the whole video; the others aren't decoded
+                into pictures.
+            size: Height and width to resize the pictures to (bicubic); as stored when left out.
+            backend: "pyav", "decord", or "auto", which is PyAV: unlike decord it notices damage inside a frame, it
+                needs less memory, and it is about as fast.
+
+        Raises:
+            VideoError: If the file can't be read, is cut short, or isn't one that the backend reads correctly.
+        """
+        path, fps = _checked_path(path), _checked_fps(fps)
+        max_frames = None if max_frames is None else positive_int("max_frames", max_frames)
+        size = None if size is None else _checked_size(size)
+        choice("backend", backend, ("auto", "decord", "pyav"))
+        timeline = read_timeline(path)
+        self._timeline, self._plan = timeline, plan_samples(timeline, fps, max_frames)
+        self._file = DecordFile(timeline) if backend == "decord" else PyAVFile(timeline)
+        self._size = size or (timeline.info.height, timeline.info.width)
+        self.info: VideoInfo = timeline.info
+        self.num_frames = len(self._plan.positions)
+
+    def batches(self, batch_size: int = 32) -> FrameStream:
+        """Start a pass over all samples, in order.
+
+        Args:
+            batch_size: Samples per batch; the last batch may hold fewer.
+
+        Returns:
+            An iterator over batches, together `num_frames` samples. It raises VideoError where too much of the file is
+            damaged, or where the file has changed since it was scanned.
+
+        Warns:
+            UserWarning: If damaged packets were skipped; the nearest intact frame, at most max(1, 1 / fps) seconds
+                away, stands in for a lost one.
+        """
+        batches = self._batches(self._file.pictures(self._plan), positive_int("batch_size", batch_size))
+        return FrameStream(batches, self.num_frames, self.info)
+
+    def at(self, samples: Sequence[int]) -> np.ndarray:
+        """Collect a few samples, such as the keyframes. Nothing after the last of them is decoded.
+
+        Args:
+            samples: Numbers of the samples, 0 for the first, in any order.
+
+        Returns:
+            Their RGB pictures, uint8 [len(samples), H, W, 3].
+        """
+        try:
+            wanted = np.asarray(samples)
+        except ValueError:
+            wanted = np.empty(0)
+        if wanted.ndim != 1 or not len(wanted) or not np.issubdtype(wanted.dtype, np.integer) or wanted.min() < 0:
+            raise ValueError(f"samples must be a non-empty list of sample numbers, got {samples!r}")
+        if wanted.max() >= self.num_frames:
+            raise ValueError(f"samples must lie in 0…{self.num_frames - 1} with this sampling, got {wanted.max()}")
+        few, copies = np.unique(wanted, return_inverse=True)
+        with closing(self._file.pictures(self._plan.of(few), leave_open=True)) as pictures:
+            return np.stack([_resized(picture, *self._size) for picture, _ in pictures])[copies]
+
+    def _batches(self, pictures: Pictures, batch_size: int) -> Generator[FrameBatch, None, None]:
+        try:
+            for start in range(0, self.num_frames, batch_size):
+                rows = min(batch_size, self.num_frames - start)
+                frames = np.empty((rows, *self._size, 3), np.uint8)
+                positions = np.empty(rows, np.int64)
+                for row, (picture, position) in enumerate(islice(pictures, rows)):
+                    frames[row] = _resized(picture, *self._size)
+                    positions[row] = position
+                if start + rows == self.num_frames:
+                    pictures.close()  # before the last batch: who knows their number won't ask for another
+                yield FrameBatch(frames, positions, self._timeline.seconds(self._timeline.ticks[positions]))
+        finally:
+            pictures.close()
+
+
+def probe(path: str | os.PathLike[str]) -> VideoInfo:
+    """Describe a video file without decoding more than its first frame.
 
     Returns:
         Its length, rate, displayed size and codec. The frames are counted packet by packet, since headers lie.
 
     Raises:
-        ValueError: If `path` isn't a path.
         VideoError: If the file can't be read, holds no video, or is cut short.
     """
     return read_timeline(_checked_path(path)).info
 
 
-def stream_frames(
-    path: str | os.PathLike[str],
-    *,
-    fps: float = 1.0,
-    max_frames: int | None = None,
-    batch_size: int = 32,
-    size: tuple[int, int] | None = None,
-    backend: Backend = "auto",
-) -> FrameStream:
-    """Sample a video by timestamp and stream the pictures in order.
-
-    Sample i is the frame nearest to i / fps seconds after the first frame (of two equally near, the earlier), for
-    every i / fps below the video's duration. Where the video has fewer frames than are asked for, frames repeat.
+def stream_frames(path: str | os.PathLike[str], *, batch_size: int = 32, **sampling: Any) -> FrameStream:
+    """Sample a video by timestamp and stream the pictures in order: one pass over a `SampledVideo`.
 
     Args:
         path: The video file.
-        fps: Samples per second of video, from 1e-6 to 1000.
-        max_frames: Keep at most this many samples, spread evenly over the whole video; the others aren't decoded
-            into pictures.
         batch_size: Samples per batch; the last batch may hold fewer.
-        size: Height and width to resize the pictures to (bicubic); as stored when left out.
-        backend: "pyav", "decord", or "auto", which is PyAV: unlike decord it notices damage inside a frame, it needs
-            less memory, and it is about as fast.
+        **sampling: `fps`, `max_frames`, `size` and `backend`, as for `SampledVideo`.
 
     Returns:
         An iterator over batches. Together they hold exactly the planned samples, `num_frames` of them.
 
     Raises:
         ValueError: If an argument makes no sense. Raised by the call, before the first batch.
-        VideoError: If the file can't be read, is cut short, or isn't one that the backend reads correctly (raised
-            by the call), or if too much of it is damaged (raised by the iterator when it gets there).
-
-    Warns:
-        UserWarning: If damaged packets were skipped; the nearest intact frame, at most max(1, 1 / fps) seconds
-            away, stands in for a lost one.
+        VideoError: As `SampledVideo` (raised by the call) and `SampledVideo.batches` (raised by the iterator).
     """
-    path = _checked_path(path)
-    fps = _checked_fps(fps)
-    max_frames = None if max_frames is None else _checked_count("max_frames", max_frames)
-    batch_size = _checked_count("batch_size", batch_size)
-    size = None if size is None else _checked_size(size)
-    if backend not in _BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}, got {backend!r}")
-
-    timeline = read_timeline(path)
-    plan = plan_samples(timeline, fps, max_frames)
-    if backend == "decord":
-        pictures = decord_pictures(open_with_decord(timeline), timeline, plan)
-    else:
-        pictures = pyav_pictures(timeline, plan)
-    count = len(plan.positions)
-    return FrameStream(_batched(pictures, timeline, count, batch_size, size), count, timeline.info)
+    return SampledVideo(path, **sampling).batches(batch_size)
 
 
 def frames_at(path: str | os.PathLike[str], samples: Sequence[int], **sampling: Any) -> np.ndarray:
-    """Collect a few samples of a stream, such as its keyframes; memory holds these and one batch.
-
-    Nothing after the last of them is decoded, but for the rest of its batch.
+    """Collect a few samples of a video, such as its keyframes, uint8 [len(samples), H, W, 3].
 
     Args:
         path: The video file.
         samples: Numbers of the samples, 0 for the first, in any order.
-        **sampling: As for `stream_frames`; with the same values, sample n is the stream's n-th.
-
-    Returns:
-        Their RGB pictures, uint8 [len(samples), H, W, 3].
+        **sampling: As for `SampledVideo`; with the same values, sample n is the stream's n-th.
 
     Raises:
-        ValueError: If `samples` is empty or holds anything but numbers of samples, or as `stream_frames`. Raised
-            before decoding starts.
         VideoError: As `stream_frames`.
     """
-    try:
-        wanted = np.asarray(samples)
-    except ValueError as error:
-        raise ValueError(f"samples must be a non-empty list of sample numbers, got {samples!r}") from error
-    if wanted.ndim != 1 or not len(wanted) or not np.issubdtype(wanted.dtype, np.integer) or wanted.min() < 0:
-        raise ValueError(f"samples must be a non-empty list of sample numbers, got {samples!r}")
-    stream, last = stream_frames(path, **sampling), wanted.max()
-    if last >= stream.num_frames:
-        raise ValueError(f"samples must lie in 0…{stream.num_frames - 1} with this sampling, got {last}")
-    pictures, start = {}, 0
-    with closing(stream):
-        while start <= last:
-            frames = next(stream).frames
-            here = np.unique(wanted[(wanted >= start) & (wanted < start + len(frames))])
-            pictures |= {int(n): frames[n - start].copy() for n in here}
-            start += len(frames)
-    return np.stack([pictures[int(n)] for n in wanted])
+    return SampledVideo(path, **sampling).at(samples)
 
 
 def _checked_path(path: Any) -> Path:
@@ -200,56 +245,10 @@ def _checked_fps(fps: Any) -> Fraction:
     return fps if isinstance(fps, Fraction) else Fraction(repr(float(fps)))
 
 
-def _checked_count(name: str, count: Any) -> int:
-    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {count!r}")
-    return int(count)
-
-
 def _checked_size(size: Any) -> tuple[int, int]:
     if not isinstance(size, tuple | list) or len(size) != 2:
         raise ValueError(f"size must be a pair (height, width), got {size!r}")
-    return _checked_count("size[0] (height)", size[0]), _checked_count("size[1] (width)", size[1])
-
-
-def read_timeline(path: Path) -> Timeline:
-    """Scan a file, refuse it if it is cut short, and look at its first frame."""
-    with opened(path) as (container, stream):
-        scan = scan_packets(path, container, stream)
-        if not scan.ticks:
-            raise VideoError(f"{path}: its video stream holds no frames with a timestamp; re-encode it with ffmpeg")
-        ticks = np.unique(np.array(scan.ticks, np.int64))
-        refuse_cut_file(path, container, stream, scan, ticks)
-        frame = next(intact_frames(path, Damage()), None)
-        if frame is None:
-            raise VideoError(f"{path}: none of its {len(ticks)} frames can be decoded; the file is damaged")
-        height, width = upright(frame.to_ndarray(format="gray"), frame.rotation).shape
-        last = int(ticks[-1])
-        end = scan.end if scan.end > last else last + usual_step(ticks, stream)
-        length = (end - int(ticks[0])) * stream.time_base
-        info = VideoInfo(
-            path, float(length), float(len(ticks) / length), len(ticks), width, height, stream.codec.canonical_name
-        )
-        return Timeline(info, ticks, end, stream.time_base, container.format.name, scan.hidden)
-
-
-def _batched(
-    pictures: Pictures, timeline: Timeline, count: int, batch_size: int, size: tuple[int, int] | None
-) -> Generator[FrameBatch, None, None]:
-    height, width = size or (timeline.info.height, timeline.info.width)
-    try:
-        for start in range(0, count, batch_size):
-            rows = min(batch_size, count - start)
-            frames = np.empty((rows, height, width, 3), np.uint8)
-            positions = np.empty(rows, np.int64)
-            for row, (picture, position) in enumerate(islice(pictures, rows)):
-                frames[row] = _resized(picture, height, width)
-                positions[row] = position
-            if start + rows == count:
-                pictures.close()  # before the last batch: who knows their number won't ask for another
-            yield FrameBatch(frames, positions, timeline.seconds(timeline.ticks[positions]))
-    finally:
-        pictures.close()
+    return positive_int("size[0] (height)", size[0]), positive_int("size[1] (width)", size[1])
 
 
 def _resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import av
 import numpy as np
@@ -32,6 +31,7 @@ class VideoInfo:
         width: Pixels across, as displayed (after rotation).
         height: Pixels down, as displayed (after rotation).
         codec: FFmpeg's name of the codec, such as "h264".
+        comment: What the file says about itself; empty where it says nothing.
     """
 
     path: Path
@@ -41,11 +41,12 @@ class VideoInfo:
     width: int
     height: int
     codec: str
+    comment: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Timeline:
-    """When each frame of a file is shown.
+    """When each frame of a file is shown, and what tells that the file is still the same.
 
     Attributes:
         info: Public description of the file.
@@ -54,6 +55,9 @@ class Timeline:
         time_base: Seconds per tick.
         container: FFmpeg's name of the container.
         hidden: Number of frames that an edit list hides.
+        packets: `ticks` in the order of the file, with repetitions.
+        first: What the first packet of the video was.
+        version: Size in bytes and time of the last change.
     """
 
     info: VideoInfo
@@ -62,20 +66,50 @@ class Timeline:
     time_base: Fraction
     container: str
     hidden: int
+    packets: np.ndarray
+    first: tuple[int | None, ...]
+    version: tuple[int, int]
 
     def seconds(self, ticks: Any) -> Any:
         """Turn ticks into seconds from the first frame."""
         return (ticks - self.ticks[0]) * float(self.time_base)
+
+    def require_same_file(self) -> None:
+        """Refuse a file that has another size, or was written to since."""
+        if not self.info.path.is_file() or version_of(self.info.path) != self.version:
+            raise self._changed()
+
+    def same_packets(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+        """Yield the packets of the video; refuse others than those of the scan."""
+        if stream.time_base != self.time_base:
+            raise self._changed()
+        known = iter(self.packets)
+        for packet in demux(container, stream):
+            if not packet.is_discard and (shown := tick(packet)) is not None and shown != next(known, None):
+                raise self._changed()
+            yield packet
+        if next(known, None) is not None:
+            raise self._changed()
+
+    def _changed(self) -> VideoError:
+        return VideoError(f"{self.info.path}: has changed since it was scanned; wait until it is whole, and try again")
+
+
+def version_of(path: Path) -> tuple[int, int]:
+    """A file's size in bytes and when it was last written to."""
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
 
 
 @dataclass
 class Scan:
     """What the packets of a file say, in the time base of its video stream."""
 
-    ticks: list[int]
+    ticks: list[int] = field(default_factory=list)
     end: int = 0
     hidden: int = 0
     reached: Fraction = Fraction(0)  # seconds, over all streams
+    first: tuple[int | None, ...] | None = None
 
     @property
     def packets(self) -> int:
@@ -83,9 +117,11 @@ class Scan:
         return len(self.ticks) + self.hidden
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """Open a file and find its video stream."""
+Opened: TypeAlias = tuple[av.container.InputContainer, av.VideoStream]
+
+
+def open_video(path: Path) -> Opened:
+    """Open a file and find its video stream; its decoder reports damage that it would otherwise paint over."""
     if path.is_dir():
         raise VideoError(f"{path}: is a directory; pass a video file")
     if not path.is_file():
@@ -95,20 +131,38 @@ def opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoSt
         raise VideoError(f"{path}: is empty (0 bytes); copy or download it again")
     try:
         # An absolute path, so that FFmpeg never takes part of a file's name for a protocol.
-        container = av.open(path.absolute(), metadata_errors="ignore")
+        container = av.open(path.absolute(), metadata_errors="replace")
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(
             f"{path}: cannot be opened as a video ({error.strerror}); it is of another kind, damaged, or cut short"
         ) from error
-    with container:
-        streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-        if container.format.name == "tty":
-            raise VideoError(f"{path}: is a text file; pass a video file")  # FFmpeg would show it as a film
-        if not streams:
-            raise VideoError(f"{path}: has no video stream; pass a file that holds pictures")
-        if streams[0].codec_context is None:
-            raise VideoError(f"{path}: this build of PyAV can't decode its video; re-encode it as H.264")
-        yield container, streams[0]
+    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    if container.format.name == "tty":
+        objection = "is a text file; pass a video file"  # FFmpeg would show it as a film
+    elif not streams:
+        objection = "has no video stream; pass a file that holds pictures"
+    elif streams[0].codec_context is None:
+        objection = "this build of PyAV can't decode its video; re-encode it as H.264"
+    else:
+        # Not PyAV's default, "SLICE": with it the H.264 decoder reports no damage at all, `explode` or not.
+        streams[0].thread_type = "AUTO"
+        streams[0].codec_context.options = {"err_detect": "explode"}
+        return container, streams[0]
+    container.close()
+    raise VideoError(f"{path}: {objection}")
+
+
+def rewound(container: av.container.InputContainer, stream: av.VideoStream, timeline: Timeline) -> bool:
+    """Go back to a file's first packet; False where that is not certain, for lack of an exact index."""
+    start = timeline.first[1]
+    if not timeline.container.startswith(("mov", "matroska")) or start is None:
+        return False
+    container.seek(start, stream=stream)
+    packet = next(demux(container, stream), None)
+    if packet is None or identity(packet) != timeline.first:
+        return False
+    container.seek(start, stream=stream)
+    return True
 
 
 def demux(container: av.container.InputContainer, *streams: av.VideoStream) -> Iterator[av.Packet]:
@@ -128,13 +182,22 @@ def tick(packet: av.Packet) -> int | None:
     return packet.dts if packet.pts is None else packet.pts
 
 
-def scan_packets(path: Path, container: av.container.InputContainer, stream: av.VideoStream) -> Scan:
-    """Read all packets without decoding them."""
-    scan = Scan([])
+def identity(packet: av.Packet) -> tuple[int | None, ...]:
+    """What tells a packet from another, the second its place in decoding."""
+    return packet.pts, packet.dts, packet.size
+
+
+def scan_packets(
+    path: Path, container: av.container.InputContainer, stream: av.VideoStream, scan: Scan
+) -> Iterator[av.Packet]:
+    """Note what all packets say, and hand on those of the video."""
     latest = None
     second = 1 / stream.time_base
     ends: dict[int, int] = {}  # of each stream, in its own time base: a fraction for each packet would double the time
     for packet in demux(container):
+        if packet.stream_index == stream.index:
+            scan.first = scan.first or identity(packet)
+            yield packet
         shown = tick(packet)
         if shown is None:
             continue
@@ -155,7 +218,6 @@ def scan_packets(path: Path, container: av.container.InputContainer, stream: av.
             scan.ticks.append(shown)
             scan.end = max(scan.end, end)
     scan.reached = max((end * container.streams[index].time_base for index, end in ends.items()), default=Fraction(0))
-    return scan
 
 
 def usual_step(ticks: np.ndarray, stream: av.VideoStream) -> int:
@@ -215,13 +277,17 @@ class Plan(NamedTuple):
 
     Attributes:
         targets: Ideal time of each sample, ticks of the file, float64 [S].
-        positions: Position of the nearest frame in `_Timeline.ticks`, ascending, int64 [S].
+        positions: Position of the nearest frame in `Timeline.ticks`, ascending, int64 [S].
         reach: Furthest that a stand-in for a lost frame may be from the target, in ticks.
     """
 
     targets: np.ndarray
     positions: np.ndarray
     reach: float
+
+    def of(self, samples: np.ndarray) -> "Plan":
+        """The same for some of the samples, in ascending order."""
+        return Plan(self.targets[samples], self.positions[samples], self.reach)
 
 
 def plan_samples(timeline: Timeline, fps: Fraction, max_frames: int | None) -> Plan:
