@@ -1,6 +1,6 @@
 """Bundle a trained miniature: its weights into data/vilamp-miniature, and a model card from the recorded results.
 
-    vilamp train --preset miniature --seed 0
+    vilamp train miniature --seed 0
     python data/make_miniature.py
     make studies
     python data/make_miniature.py --card
@@ -131,20 +131,21 @@ def _families_table() -> str:
 
 CARD = """# The miniature: a ViLaMP for TinyWorld
 
-A small ViLaMP (arXiv 2504.02438) trained from nothing on a synthetic world, to make the method's claims testable on
-a laptop. It answers five families of questions about TinyWorld videos and knows nothing else. Apache-2.0.
+The miniature is a small ViLaMP (arXiv 2504.02438) that makes the method's claims testable on a laptop. It was trained
+from nothing on TinyWorld, a synthetic world of coloured shapes. It answers five families of questions about TinyWorld
+videos and knows nothing else. Apache-2.0.
 
     vilamp tinyworld --frames 2048 --depth 0.5 --family companion --seed 7 --out needle.mp4
     vilamp ask needle.mp4 "what is with the heart?"
 
-`model.safetensors` holds the whole model, `selector/` its dual encoder by itself, `qformer/` the Q-Former of Table 2
-in miniature. All weights are float32.
+`model.safetensors` holds the whole model, `selector/` its dual encoder by itself, and `qformer/` the Q-Former that
+notebook 08 compares with. All weights are float32.
 
 ## How it was made
 
-`vilamp train --preset miniature --seed 0`, then `python data/make_miniature.py`. It is seed 0, not the best seed.
-Data: {num_random:,} scenes of three to five things and {num_pairs:,} of two, rendered; no scene of the examination is
-among them.
+`vilamp train miniature --seed 0` trained it, and `python data/make_miniature.py` bundled it. We took seed 0 and did
+not pick the best of several seeds. The data are {num_random:,} rendered scenes of three to five things and
+{num_pairs:,} of two. No scene of the examination is among them.
 
 | stage | steps | examples per step | learning rate |
 |---|---|---|---|
@@ -152,35 +153,36 @@ among them.
 
 ## Where it departs from the paper
 
-- **Labels.** Stage 1 and the alignment learn what each patch shows, the alignment also what is beside a thing in
-  frames of two, the grounding where the thing asked for is. The renderer knows; the paper's training has no such
-  labels.
-- **Early answers.** The end of a question is trained to name the answer already, in alignment and mixed stage.
-- **A keyframe block**: one layer of attention among a keyframe's {config.num_patches} patches before the language
+- **Labels.** The contrastive stage and the alignment learn what each patch shows. The alignment also learns what is
+  beside a thing in frames of two, and the grounding learns where the thing asked for is. The renderer knows all this;
+  the paper's training has no such labels.
+- **Early answers.** In the alignment and the mixed stage the end of a question is trained to name the answer already.
+- **A keyframe block.** One layer of attention works among a keyframe's {config.num_patches} patches before the language
   model.
-- **Attention scaled with length**: logits times log L / log {config.attention_log_base}.
-- **Interpolated positions**: a video takes at most {config.video_positions} positions; the mixed stage meets other
-  numbers, too.
-- All of a keyframe's patches are kept (the paper pools 729 to 196), K = {config.max_keyframes}, and the merge's
-  temperature starts at {config.temperature}.
-- Encoder and language model are trained here: no SigLIP, CLIP or Qwen2 weights.
+- **Attention scaled with length.** Logits are multiplied by log L / log {config.attention_log_base}.
+- **Interpolated positions.** A video takes at most {config.video_positions} positions. The mixed stage also trains with
+  other numbers.
+- **No pooling.** A keyframe keeps all its patches, where the paper pools 729 to 196. K is {config.max_keyframes}, and
+  the merge's temperature starts at {config.temperature}.
+- **Own encoder and language model.** Both were trained here; no weights of SigLIP, CLIP or Qwen2 are in it.
 
 Notebook 08 shows the model without each addition.
 
 ## Measured accuracy
 
-The five families of questions:
+There are five families of questions:
 
 {families}
 
-On scenes that training never met, {questions} questions of each family, five depths. DKS and DFM are the full method;
-"uniform" and "top-K" choose keyframes otherwise, "mean" and "drop" treat the other frames otherwise.
+The questions are about scenes that training never met, with needles at five depths. DKS + DFM is the full method.
+"Uniform" and "top-K" choose keyframes otherwise; "mean" and "drop" treat the other frames otherwise.
 
-At {frames:,} frames, {count} seeds of stages 2 to 4, mean ± standard deviation between seeds (commit {commit}):
+At {frames:,} frames, {count} seeds of stages 2 to 4, {questions} questions of each family and seed, mean ± standard
+deviation between seeds (commit {commit}):
 
 {seeds}
 
-Where another variant's mean is ahead, with the paired difference (full method minus that variant) for each seed:
+Where another variant's mean is ahead, the paired difference is the full method minus that variant, for each seed:
 
 {not_best}
 
@@ -188,8 +190,9 @@ The bundled model by itself (commit {own_commit}):
 
 {own}
 
-The same command once more, from nothing, on all families, {again_questions:,} questions: the bundled one {bundled:.3f},
-the other {again:.3f}; bundled minus other {difference} (commit {again_commit}).
+We trained once more from nothing with the same command and asked both models {again_questions:,} questions of all
+families. The bundled one answers {bundled:.3f} of them, the other {again:.3f}; bundled minus other is {difference}
+(commit {again_commit}).
 
 At 10,000 frames, {long_questions} questions of each family and seed (commit {long_commit}):
 
@@ -197,10 +200,11 @@ At 10,000 frames, {long_questions} questions of each family and seed (commit {lo
 
 ## Limits
 
-TinyWorld only: {side} × {side} pictures of {shapes} shapes in {colors} colors. Trained on at most {longest:,} tokens.
-It answers one of its known answers whatever is asked, and can't say that it does not know. A word that is not among the
-{words} that it knows is refused.
-`vilamp ask` refuses other footage without `--force`, because any answer would be a guess.
+- It knows TinyWorld alone: {side} × {side} pictures of {shapes} shapes in {colors} colors. `vilamp ask` refuses other
+  footage without `--force`, because any answer would be a guess.
+- It was trained on at most {longest:,} tokens.
+- It gives one of its known answers whatever you ask, and can't say that it does not know. It knows {words} words and
+  refuses a question with any other.
 """
 
 
