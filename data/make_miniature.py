@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vilamp_lite.common.stamp import ROOT, short_commit
-from vilamp_lite.evaluation.report import difference_text, find, not_best_mean, variant_name
+from vilamp_lite.evaluation.report import difference_text, find, not_best, variant_name
 from vilamp_lite.evaluation.results import RESULTS, load_result
 from vilamp_lite.evaluation.studies import ALL
 from vilamp_lite.plots.recorded import shown_name
@@ -75,7 +75,7 @@ def card(results: Path = RESULTS) -> str:
         questions=questions,
         count=len(seeds["parameters"]["models"]),
         seeds=_seeds_table(seeds["rows"], seeds["parameters"]["variants"]),
-        not_best="\n".join(f"- {sentence}" for sentence in not_best_mean(seeds["rows"], _name)) or "It is best on all.",
+        not_best="\n".join(f"- {sentence}" for sentence in not_best(seeds["rows"], _name)) or "It is best on all.",
         own=_own_table(ablation["rows"]),
         bundled=again["first_accuracy"],
         again=again["second_accuracy"],

@@ -2,22 +2,25 @@
 
 import inspect
 import json
+import shutil
+import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from vilamp_lite import cli
 from vilamp_lite.baselines.mergers import QFormerMerger, mixed_tokens
 from vilamp_lite.baselines.peers import sampled_frames
-from vilamp_lite.checkpoints import load_checkpoint, load_processor
-from vilamp_lite.common.fingerprints import code_fingerprint
+from vilamp_lite.common.fingerprints import PACKAGE, code_fingerprint
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.evaluation import niah
 from vilamp_lite.evaluation.niah import Cell, Evaluation, Examiner, cell_haystacks, grid
@@ -36,8 +39,7 @@ POOL = 60
 
 @pytest.fixture(scope="module")
 def examiner(miniature: Path) -> Examiner:
-    model = load_checkpoint(miniature)
-    return Examiner(model, load_processor(miniature, model.config), seed=3, pool=POOL)
+    return Examiner(miniature, seed=3, pool=POOL)
 
 
 # --- Haystacks from a pool -------------------------------------------------------------------------------------------
@@ -213,7 +215,7 @@ def test_features_are_made_once_and_needles_forgotten(examiner: Examiner, monkey
         return encode(encoder, scenes)
 
     monkeypatch.setattr(niah, "encode_scenes", watched)
-    features = niah.SceneFeatures(examiner.model.selector, pool_scenes(POOL))
+    features = niah.SceneFeatures(examiner.model.selector, pool_scenes(POOL), remembered=0)
     needles = sample_questions("two needles", 1, 0)[0].needles
     hay = pool_scenes(POOL)[:3]
     features.encode([*hay, *needles, *hay])
@@ -267,14 +269,41 @@ def test_a_cell_with_a_budget(miniature: Path, tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["64_0.5_attribute_uniform_two_tokens_65.json"]
 
 
-def test_another_models_encoder_is_refused(examiner: Examiner) -> None:
+def test_another_models_encoder_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    other = ViLaMPForConditionalGeneration(ViLaMPConfig.tiny())
-    with pytest.raises(ValueError, match="needs TinyWorld's encoder, the model has a clip; try cases"):
-        Examiner(other, examiner.processor, pool=POOL)
-    two = ViLaMPForConditionalGeneration(miniature_config())
-    with pytest.raises(ValueError, match=r"vision_tower and selector\.vision must be the same"):
-        Examiner(two, examiner.processor, pool=POOL)
+    for config, message in (
+        (ViLaMPConfig.tiny(), "needs TinyWorld's encoder, the model has a clip; try cases"),
+        (miniature_config(), r"vision_tower and selector\.vision must be the same"),
+    ):
+        ViLaMPForConditionalGeneration(config).save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=message):
+            Examiner(tmp_path, pool=POOL)
+
+
+def test_a_setting_is_a_changed_checkpoint(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scenes are encoded once for all settings, and nothing else is shared."""
+    cell = Cell(64, 0.5, "two needles", questions=3)
+    examiner = Examiner(miniature, seed=3, pool=POOL)
+    before = list(examiner.predictions(cell))
+    monkeypatch.setattr(niah, "encode_scenes", None)
+    changed = examiner.with_changes(max_keyframes=2, reference="released", temperature_factor=100)
+    answers = list(changed.predictions(cell))
+    assert list(examiner.predictions(cell)) == before  # the first examiner's model is its own
+    monkeypatch.undo()
+    other = copied_model(miniature, tmp_path / "other", max_keyframes=2, reference="released")
+    weights = load_file(other / "model.safetensors")
+    (other / "model.safetensors").unlink()
+    weights["merger.temperature"] *= 100
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    alone = Examiner(other, seed=3, pool=POOL)
+    assert list(alone.predictions(cell)) == answers != before
+    haystack = cell_haystacks(cell, 3, POOL)[0]
+    sequences = [one.sequence(haystack, "dks", "dfm").embeds for one in (examiner, changed, alone)]
+    assert torch.equal(sequences[1], sequences[2])
+    torch.testing.assert_close(changed.model.merger.temperature.data, 100 * examiner.model.merger.temperature.data)
+    for factor in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="temperature_factor must be a finite number above 0"):
+            examiner.with_changes(temperature_factor=factor)
 
 
 # --- Many cells ------------------------------------------------------------------------------------------------------
@@ -336,6 +365,50 @@ def test_two_processes_give_the_same(finished: tuple[Evaluation, Path], miniatur
         assert (tmp_path / file.name).read_text() == file.read_text()
 
 
+def test_no_worker_outlives_a_killed_parent(miniature: Path, tmp_path: Path) -> None:
+    """And what was finished is there."""
+    code = (
+        "from vilamp_lite.evaluation import evaluate_cells, grid\n"
+        "cells = grid([100], [0.02 * n for n in range(50)], ['roll call'], questions=10)\n"
+        f"evaluate_cells({str(miniature)!r}, cells, pool={POOL}, processes=2, out={str(tmp_path)!r})\n"
+    )
+    parent = psutil.Popen([sys.executable, "-c", code])
+    try:
+        while not list(tmp_path.glob("*.json")):
+            assert parent.poll() is None
+            time.sleep(0.2)
+        children = parent.children(recursive=True)
+        assert len(children) >= 2
+    finally:
+        parent.kill()
+        parent.wait()
+    assert not psutil.wait_procs(children, timeout=20)[1]
+    for file in tmp_path.glob("*_dks_dfm.json"):
+        assert json.loads(file.read_text())["predictions"]
+
+
+def test_only_what_answers_follow_from_makes_kept_ones_strangers(tmp_path: Path) -> None:
+    package = tmp_path / "vilamp_lite"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    own = code_fingerprint(package)
+    assert own == code_fingerprint()
+    rooms = ("plots/style.py", "costs/shapes.py", "training/loop.py", "notebook/sweep.py", "cli/__init__.py")
+    for name in (*rooms, "evaluation/studies.py", "evaluation/report.py", "common/progress.py"):
+        (package / name).write_text((package / name).read_text() + "\nCHANGED = 1\n")
+    (package / "plots" / "new.py").write_text("CHANGED = 1\n")
+    text = (package / "keyframes.py").read_text()
+    (package / "keyframes.py").write_text(text.replace('"""', '"""In other words. ', 1) + "\n# a comment\n")
+    code_fingerprint.cache_clear()
+    assert code_fingerprint(package) == own
+    for name in ("keyframes.py", "tinyworld/render.py", "evaluation/niah.py", "baselines/peers.py", "new.py"):
+        file = package / name
+        before = file.read_text() if file.exists() else ""
+        file.write_text(before + "\nCHANGED = 1\n")
+        code_fingerprint.cache_clear()
+        assert code_fingerprint(package) != own, name
+        file.write_text(before) if before else file.unlink()
+
+
 def test_only_what_is_missing_is_run(
     finished: tuple[Evaluation, Path], miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,7 +423,7 @@ def test_only_what_is_missing_is_run(
     assert asked == [CELLS[2]]
     assert predictions_of(again) == predictions_of(evaluation)
     # With nothing to do not even the model is loaded.
-    monkeypatch.setattr("vilamp_lite.evaluation.runs.load_checkpoint", None)
+    monkeypatch.setattr("vilamp_lite.evaluation.runs.Examiner", None)
     assert evaluate_cells(miniature, CELLS[::-1], seed=3, pool=POOL, out=out).results == again.results[::-1]
 
 
@@ -395,7 +468,7 @@ def test_other_settings_are_refused(
 def test_another_model_and_damaged_files_are_refused(
     finished: tuple[Evaluation, Path], miniature: Path, tmp_path: Path
 ) -> None:
-    other = copied_model(miniature, tmp_path / "other")
+    other = copied_model(miniature, tmp_path / "other", similarity_threshold=0.8)
     with pytest.raises(ValueError, match=r"of another evaluation \(weights "):
         evaluate_cells(other, CELLS, seed=3, pool=POOL, out=finished[1])
     older = copied(finished[1], tmp_path / "older")
@@ -409,14 +482,14 @@ def test_another_model_and_damaged_files_are_refused(
         evaluate_cells(miniature, CELLS, seed=3, pool=POOL, out=out)
 
 
-def copied_model(source: Path, target: Path) -> Path:
-    """The same model with one number in its configuration changed."""
+def copied_model(source: Path, target: Path, **changes: object) -> Path:
+    """The same model with its configuration changed."""
     target.mkdir()
     for file in source.iterdir():
         (target / file.name).symlink_to(file)
     (target / "config.json").unlink()
     config = json.loads((source / "config.json").read_text())
-    (target / "config.json").write_text(json.dumps(config | {"similarity_threshold": 0.8}))
+    (target / "config.json").write_text(json.dumps(config | changes))
     return target
 
 

@@ -7,7 +7,6 @@ from vilamp_lite.evaluation.report import (
     beside_figure,
     mean_text,
     not_best,
-    not_best_mean,
     source_text,
     spread_text,
     told_apart,
@@ -105,13 +104,13 @@ def test_a_source_counts_every_question() -> None:
 def test_means_over_seeds_say_where_the_first_is_behind() -> None:
     paired = [{"difference": -0.02, "difference_low": -0.05, "difference_high": 0.01, "p": 0.2}] * 2
     rows = [
-        {"selector": "dks", "merger": merger, "family": family, "mean": mean, "paired": paired}
+        {"selector": "dks", "merger": merger, "family": family, "frames": 64, "mean": mean, "paired": paired}
         for merger, family, mean in (
             *(("dfm", "attribute", 0.95), ("dfm", "companion", 0.9)),
             *(("drop", "attribute", 0.95), ("drop", "companion", 0.92)),
         )
     ]
     one = "-0.02 (-0.05 to +0.01, p = 0.2)"
-    assert not_best_mean(rows) == [
+    assert not_best(rows) == [
         f"dks + dfm is not best on companion: dks + drop 0.920 against 0.900, difference by seed {one}; {one}"
     ]

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from scipy.stats import binom
 
-from figures.make_results import RECORDED, main, record, training_study
+from figures.make_results import RECORDED, main, make_result, training_study
 from vilamp_lite.baselines.peers import PEERS
-from vilamp_lite.checkpoints import load_checkpoint, load_processor
 from vilamp_lite.evaluation import niah, studies
 from vilamp_lite.evaluation.attention import answer_attention, attention_study, share_needed
 from vilamp_lite.evaluation.niah import Cell, CellResult, Examiner, cell_haystacks
@@ -31,7 +30,6 @@ from vilamp_lite.evaluation.studies import (
     niah_study,
     peers_study,
     redundancy_study,
-    scaled_temperature,
     seeds_study,
     sensitivity_study,
 )
@@ -49,8 +47,7 @@ class Scripted:
         self.calls: list[dict[str, Any]] = []
 
     def __call__(self, model, cells: Sequence[Cell], *, seed, pool, changes, out, processes) -> SimpleNamespace:
-        temperature = float(load_file(Path(model) / "model.safetensors")["merger.temperature"])
-        about = {"model": str(model), "changes": dict(changes or {}), "out": out, "temperature": temperature}
+        about = {"model": str(model), "changes": dict(changes), "out": out}
         self.calls.append(about | {"seed": seed, "pool": pool, "processes": processes})
         return SimpleNamespace(results=[CellResult(cell, self.predictions(cell, about)) for cell in cells])
 
@@ -58,7 +55,7 @@ class Scripted:
     def right(cell: Cell, about: dict[str, Any], number: int) -> bool:
         # The same for the same setting, and about two thirds right.
         parts = (cell.frames, cell.depth, cell.family, cell.selector, cell.merger, about["changes"], number)
-        text = json.dumps([*parts, round(about["temperature"], 4), Path(about["model"]).name], sort_keys=True)
+        text = json.dumps([*parts, Path(about["model"]).name], sort_keys=True)
         return sum(map(ord, text)) * 2654435761 % 97 < 65
 
     def predictions(self, cell: Cell, about: dict[str, Any]) -> list[Prediction]:
@@ -100,7 +97,7 @@ def by_hand(first: list[bool], second: list[bool]) -> dict[str, float]:
 
 
 def test_a_study_can_be_written_and_has_its_parameters(scripted: Scripted, miniature: Path) -> None:
-    study = ablation_study(miniature, EXAM, selectors=["uniform"], mergers=["drop"], processes=2, out="somewhere")
+    study = ablation_study([miniature], EXAM, selectors=["uniform"], mergers=["drop"], processes=2, out="somewhere")
     assert json.loads(json.dumps(study)) == study
     assert list(study) == ["study", "parameters", "rows", "stamp"]
     assert study["parameters"] == {
@@ -121,9 +118,9 @@ def test_a_study_can_be_written_and_has_its_parameters(scripted: Scripted, minia
 
 def test_pairs_are_as_counted_by_hand(scripted: Scripted, miniature: Path) -> None:
     exam = replace(EXAM, questions=15)
-    rows = ablation_study(miniature, exam, selectors=["uniform"], mergers=["drop"])["rows"]
+    rows = ablation_study([miniature], exam, selectors=["uniform"], mergers=["drop"])["rows"]
     assert len(rows) == 4 * 2 * 3  # variants, lengths, two families and all
-    about = {"changes": {}, "temperature": 0.07, "model": str(miniature)}
+    about = {"changes": {}, "model": str(miniature)}
     differences = set()
     for row in rows:
         variant = {name: row[name] for name in ("selector", "merger")}
@@ -139,7 +136,7 @@ def test_pairs_are_as_counted_by_hand(scripted: Scripted, miniature: Path) -> No
 
 
 def test_needles_by_depth(scripted: Scripted, miniature: Path) -> None:
-    rows = niah_study(miniature, EXAM)["rows"]
+    rows = niah_study([miniature], EXAM)["rows"]
     assert len(rows) == 2 * 3 * 2 * 3  # variants, two depths and all, lengths, two families and all
     for variant in ({"selector": "dks", "merger": "dfm"}, {"selector": "uniform", "merger": "mean"}):
         parts = [
@@ -165,7 +162,7 @@ def test_one_row_or_none() -> None:
 
 
 def test_contradictions_are_named(scripted: Scripted, miniature: Path) -> None:
-    rows = ablation_study(miniature, replace(EXAM, questions=15), selectors=["uniform"], mergers=["drop"])["rows"]
+    rows = ablation_study([miniature], replace(EXAM, questions=15), selectors=["uniform"], mergers=["drop"])["rows"]
     sentences = not_best(rows)
     places = {(row["frames"], row["family"]) for row in rows}
     beaten = {
@@ -185,15 +182,12 @@ def test_contradictions_are_named(scripted: Scripted, miniature: Path) -> None:
 
 def test_thresholds_and_temperatures(scripted: Scripted, miniature: Path, tmp_path: Path) -> None:
     study = sensitivity_study(
-        miniature, EXAM, thresholds=(0.5, 0.85), temperature_factors=(0.5, 1), out=tmp_path / "cells"
+        [miniature], EXAM, thresholds=(0.5, 0.85), temperature_factors=(0.5, 1), out=tmp_path / "cells"
     )
-    asked = [(call["changes"], call["temperature"]) for call in scripted.calls]
-    thresholds = [{"similarity_threshold": 0.5}, {"similarity_threshold": 0.85}]
-    assert asked == [
-        (threshold, pytest.approx(alpha)) for alpha in (0.035, 0.07) for threshold in thresholds
-    ]  # α, then τ
+    assert [call["changes"] for call in scripted.calls] == [
+        {"similarity_threshold": tau, "temperature_factor": factor} for factor in (0.5, 1) for tau in (0.5, 0.85)
+    ]
     assert len({call["out"] for call in scripted.calls}) == 4
-    assert not Path(scripted.calls[0]["model"]).exists()  # copies don't stay
     assert study["parameters"]["reference"] == {"similarity_threshold": 0.85, "temperature_factor": 1}
     own = find(study["rows"], similarity_threshold=0.85, temperature_factor=1, frames=64, family=ALL)
     assert (own["difference"], own["p"]) == (0, 1)
@@ -202,23 +196,12 @@ def test_thresholds_and_temperatures(scripted: Scripted, miniature: Path, tmp_pa
     assert other["difference"] == pytest.approx(own["accuracy"] - other["accuracy"])
 
 
-def test_a_scaled_temperature_changes_nothing_else(miniature: Path, tmp_path: Path) -> None:
-    assert scaled_temperature(miniature, 1, tmp_path / "same") == miniature
-    model, scaled = (load_checkpoint(path) for path in (miniature, scaled_temperature(miniature, 3, tmp_path / "x3")))
-    for name, weight in model.state_dict().items():
-        factor = 3 if name == "merger.temperature" else 1
-        torch.testing.assert_close(scaled.state_dict()[name], weight * factor, rtol=1e-6, atol=0)
-    for factor in (0, -1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="factor must be above 0"):
-            scaled_temperature(miniature, factor, tmp_path / "bad")
-
-
 def test_fields_of_the_configuration(scripted: Scripted, miniature: Path) -> None:
-    study = keyframes_study(miniature, EXAM, keyframes=(2, 4))
+    study = keyframes_study([miniature], EXAM, keyframes=(2, 4))
     assert [call["changes"] for call in scripted.calls] == [{"max_keyframes": 2}, {"max_keyframes": 4}]
     assert find(study["rows"], max_keyframes=4, frames=80, family="attribute")["difference"] == 0
     # Without the model's own value among them there is nothing to compare with.
-    study = redundancy_study(miniature, EXAM, weights=(0, 2.0))
+    study = redundancy_study([miniature], EXAM, weights=(0, 2.0))
     assert [call["changes"] for call in scripted.calls[2:]] == [{"redundancy_weight": 0}, {"redundancy_weight": 2.0}]
     assert study["parameters"]["reference"] == {"redundancy_weight": 1.0}
     assert all("difference" not in row for row in study["rows"])
@@ -226,13 +209,13 @@ def test_fields_of_the_configuration(scripted: Scripted, miniature: Path) -> Non
 
 def test_two_models(scripted: Scripted, miniature: Path) -> None:
     exam = replace(EXAM, questions=15)
-    study = comparison_study(miniature, miniature, exam, second_changes={"reference": "released"}, out="cells")
+    study = comparison_study([miniature] * 2, exam, second_changes={"reference": "released"}, out="cells")
     assert [call["changes"] for call in scripted.calls] == [{}, {"reference": "released"}]
     first, second = (call["out"] for call in scripted.calls)
     assert second.name == f"{first.name}_reference=released"
-    ablation_study(miniature, exam, out="cells")
+    ablation_study([miniature], exam, out="cells")
     assert scripted.calls[2]["out"] == first  # what studies have in common is run once
-    about = {"temperature": 0.07, "model": str(miniature)}
+    about = {"model": str(miniature)}
     for row in study["rows"]:
         place = (row["frames"], row["family"])
         first = expected_rights(exam, *place, about | {"changes": {}})
@@ -249,7 +232,7 @@ def test_different_questions_are_never_compared(miniature: Path, monkeypatch: py
 
     monkeypatch.setattr(studies, "evaluate_cells", Forgetful())
     with pytest.raises(ValueError, match="must have answered the same questions"):
-        comparison_study(miniature, miniature, EXAM)
+        comparison_study([miniature] * 2, EXAM)
 
 
 def test_seeds(scripted: Scripted, miniature: Path, tmp_path: Path) -> None:
@@ -260,10 +243,7 @@ def test_seeds(scripted: Scripted, miniature: Path, tmp_path: Path) -> None:
     rows = seeds_study(models, EXAM, variants=[("dks", "dfm"), ("uniform", "mean")])["rows"]
     assert len(rows) == 2 * 2 * 3
     for row in rows[:6]:
-        rights = [
-            expected_rights(EXAM, row["frames"], row["family"], {"changes": {}, "temperature": 0.07, "model": str(m)})
-            for m in models
-        ]
+        rights = [expected_rights(EXAM, row["frames"], row["family"], {"changes": {}, "model": str(m)}) for m in models]
         accuracies = [sum(own) / len(own) for own in rights]
         assert row["accuracies"] == accuracies
         assert (row["mean"], row["spread"]) == pytest.approx((np.mean(accuracies), np.std(accuracies, ddof=1)))
@@ -272,24 +252,33 @@ def test_seeds(scripted: Scripted, miniature: Path, tmp_path: Path) -> None:
     for first, other in zip(rows[:6], rows[6:], strict=True):
         assert (first["frames"], first["family"]) == (other["frames"], other["family"])
         for one, model in zip(other["paired"], models, strict=True):
-            about = {"changes": {}, "temperature": 0.07, "model": str(model)}
+            about = {"changes": {}, "model": str(model)}
             rights = [
                 expected_rights(EXAM, other["frames"], other["family"], about, selector=selector, merger=merger)
                 for selector, merger in (("dks", "dfm"), ("uniform", "mean"))
             ]
             assert one == pytest.approx(by_hand(*rights))
         assert other["difference"] == pytest.approx(first["mean"] - other["mean"])
-    with pytest.raises(ValueError, match="models must be at least two, got 1"):
-        seeds_study(models[:1], EXAM)
+
+
+def test_a_study_says_how_many_models_it_takes(miniature: Path) -> None:
+    for study, models, message in (
+        (niah_study, str(miniature), "models must be a list of 1, got '"),
+        (comparison_study, [miniature], "models must be a list of 2"),
+        (peers_study, [miniature], "models must be a list of 4"),
+        (seeds_study, [miniature], "models must be at least two, got 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            study(models, EXAM)
 
 
 def test_peers_get_the_same_questions_and_budgets(scripted: Scripted, miniature: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.symlink_to(miniature)
-    study = peers_study(miniature, {"dense": other}, EXAM, budgets=(100, 200), out="cells")
-    assert [Path(call["model"]).name for call in scripted.calls] == ["miniature", "other"] * 2
+    study = peers_study([miniature, other], EXAM, peers=["dense"], budgets=(100, 200), out="cells")
+    assert [Path(call["model"]).name for call in scripted.calls] == ["miniature"] * 2 + ["other"] * 2
     assert study["parameters"]["budgets"] == [100, 200]
-    about = {"temperature": 0.07, "changes": {}}
+    about = {"changes": {}}
     for budget in (100, 200):
         for family in (*EXAM.families, ALL):
             place = {"budget": budget, "frames": 80, "family": family}
@@ -320,12 +309,12 @@ def test_a_study_goes_on_where_it_stopped(miniature: Path, tmp_path: Path, monke
     monkeypatch.setattr(niah, "answer", interrupted)
     settings = {"keyframes": (2, 4), "out": tmp_path}
     with pytest.raises(KeyboardInterrupt):
-        keyframes_study(miniature, SHORT, **settings)
-    study = keyframes_study(miniature, SHORT, **settings)
+        keyframes_study([miniature], SHORT, **settings)
+    study = keyframes_study([miniature], SHORT, **settings)
     assert len(calls) == 4 + 2
     assert [row["keyframes"] for row in study["rows"] if row["family"] == ALL] == [2, 4]
     assert [row["tokens"] for row in study["rows"] if row["family"] == ALL] == [64 + 15 * 2 + 1, 64 + 15 * 4 + 1]
-    assert keyframes_study(miniature, SHORT, **settings)["rows"] == study["rows"]
+    assert keyframes_study([miniature], SHORT, **settings)["rows"] == study["rows"]
     assert len(calls) == 6
 
 
@@ -341,8 +330,8 @@ def test_recorded_runs(
     assert len(list((tmp_path / "cells").rglob("*.json"))) == 2
     assert main(["no_grounding", "--model", str(miniature), *folders]) == 2
     assert "no_grounding needs" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="name must be one of 'niah'"):
-        record("nothing", miniature, trained=tmp_path)
+    with pytest.raises(ValueError, match="name must be one of 'training', 'niah'"):
+        make_result("nothing", miniature, trained=tmp_path)
 
 
 def test_every_peer_is_recorded_with_its_model(
@@ -351,7 +340,7 @@ def test_every_peer_is_recorded_with_its_model(
     for peer in PEERS:
         (tmp_path / f"peer_{peer}-seed0").mkdir()
         (tmp_path / f"peer_{peer}-seed0" / "model").symlink_to(miniature)
-    file = record("peers", miniature, trained=tmp_path, out=tmp_path, questions=1)
+    file = make_result("peers", miniature, trained=tmp_path, out=tmp_path, questions=1)
     methods = json.loads(file.read_text())["parameters"]["peers"]
     assert {name: Path(folder).parent.name for name, folder in methods.items()} == {
         peer: f"peer_{peer}-seed0" for peer in PEERS
@@ -448,13 +437,13 @@ def test_the_share_of_items_that_is_needed(attention: list[float], share: float,
 
 def test_merged_patches_by_brute_force(miniature: Path) -> None:
     exam = replace(SHORT, questions=2)
-    rows = attention_study(miniature, exam, variants=[("uniform", "dfm"), ("uniform", "mean")])["rows"]
+    rows = attention_study([miniature], exam, variants=[("uniform", "dfm"), ("uniform", "mean")])["rows"]
     assert "merged_patches_needed" not in find(rows, merger="mean", family=ALL)
     row = find(rows, merger="dfm", family=ALL)
-    model = load_checkpoint(miniature)
+    examiner = Examiner(miniature, exam.seed, exam.pool)
+    model = examiner.model
     model.language_model.set_attn_implementation("eager")
-    examiner = Examiner(model, load_processor(miniature, model.config), exam.seed, exam.pool)
-    haystacks = cell_haystacks(exam.variant("uniform", "dfm")[0], exam.seed, exam.pool)
+    haystacks = cell_haystacks(exam.cells("uniform", "dfm")[0], exam.seed, exam.pool)
     examiner.features.encode(scene for haystack in haystacks for scene in haystack.scenes)
     found = []
     for haystack in haystacks:
@@ -491,13 +480,12 @@ def test_merged_patches_by_brute_force(miniature: Path) -> None:
 
 def test_attention_by_brute_force(miniature: Path) -> None:
     exam = replace(SHORT, families=("two needles",), questions=2)
-    (row, whole) = attention_study(miniature, exam, variants=[("dks", "dfm")])["rows"]
+    (row, whole) = attention_study([miniature], exam, variants=[("dks", "dfm")])["rows"]
     assert {name: value for name, value in row.items() if name != "family"} == {
         name: value for name, value in whole.items() if name != "family"
     }
-    model = load_checkpoint(miniature)
-    processor = load_processor(miniature, model.config)
-    examiner = Examiner(model, processor, exam.seed, exam.pool)
+    examiner = Examiner(miniature, exam.seed, exam.pool)
+    model, processor = examiner.model, examiner.processor
     cell = exam.cells()[0]
     haystacks = cell_haystacks(cell, exam.seed, exam.pool)
     examiner.features.encode(scene for haystack in haystacks for scene in haystack.scenes)

@@ -1,12 +1,11 @@
 """What tells one file, checkpoint, notebook or version of the code from another."""
 
+import ast
 import json
 import os
 from functools import cache
 from hashlib import file_digest, sha256
 from pathlib import Path
-
-import nbformat
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -24,13 +23,33 @@ def weights_fingerprint(model: str | os.PathLike[str]) -> str:
     return sha256(" ".join(digests).encode()).hexdigest()[:16]
 
 
+# The modules that an answer follows from; what trains, costs, draws, scores a study or talks to a user is none of them.
+_ANSWERS = (
+    *("*.py", "baselines/*.py", "video/*.py", "streaming/*.py", "tinyworld/*.py"),
+    *("common/hub.py", "common/precision.py"),
+    *("evaluation/niah.py", "evaluation/footage.py", "evaluation/results.py", "evaluation/scoring.py"),
+)
+
+
 @cache
-def code_fingerprint() -> str:
-    """A text that changes when the package's code does: finished work is not mixed with that of another version."""
+def code_fingerprint(package: Path = PACKAGE) -> str:
+    """A text that changes when the code does that answers follow from: kept ones are not mixed with another version's.
+
+    Comments and docstrings don't count.
+    """
     digest = sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        digest.update(f"{path.relative_to(PACKAGE)} {path.stat().st_size} ".encode() + path.read_bytes())
+    for file in sorted(file for pattern in _ANSWERS for file in package.glob(pattern)):
+        digest.update(f"{file.relative_to(package)} {_code(file)} ".encode())
     return digest.hexdigest()[:16]
+
+
+def _code(file: Path) -> str:
+    """What Python makes of a file, without its docstrings."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body.pop(0)
+    return ast.dump(tree)
 
 
 # The id of a notebook's cell that installs the package on Colab: it names an address, and no result follows from it.
@@ -39,6 +58,8 @@ LAUNCH_CELL = "colab"
 
 def code_checksum(notebook: Path) -> str:
     """Tell a notebook's code from another's, whatever its texts and outputs."""
+    import nbformat  # here: it takes half a second
+
     cells = nbformat.read(notebook, 4).cells
     code = [cell.source for cell in cells if cell.cell_type == "code" and cell.get("id") != LAUNCH_CELL]
     return sha256(json.dumps(code).encode()).hexdigest()[:16]

@@ -4,21 +4,23 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 
-from vilamp_lite.checkpoints import load_checkpoint, load_processor
 from vilamp_lite.common.progress import progress_bar
-from vilamp_lite.evaluation.niah import Examiner, cell_haystacks
-from vilamp_lite.evaluation.studies import ALL, FULL, Exam, Model, Row, Study, make_study
+from vilamp_lite.evaluation.niah import Cell, Examiner, cell_haystacks
+from vilamp_lite.evaluation.results import Row, Study
+from vilamp_lite.evaluation.studies import ALL, FULL, Exam, Model, make_study, single
 from vilamp_lite.merging import merge_frames
 from vilamp_lite.modeling import MixedPrecisionSequence, TokenKind, ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
+from vilamp_lite.tinyworld.haystack import Haystack
 
 CURVE = np.linspace(0, 1, 101)  # shares of the frames at which attention is added up
 
 
 def attention_study(
-    model: Model,
+    models: Sequence[Model],
     exam: Exam,
     *,
     variants: Sequence[tuple[str, str]] = (FULL, ("uniform", "dfm")),
@@ -33,7 +35,7 @@ def attention_study(
     question, so that the concentration found with it is the language model's own.
 
     Args:
-        model: a TinyWorld model's directory.
+        models: directories of TinyWorld models, one.
         exam: lengths of a few hundred frames; attention takes memory with the square.
         variants: pairs of selector and merger.
         attention_share: of the attention on frames, for `frames_needed`.
@@ -49,50 +51,30 @@ def attention_study(
         attention on the most attended 0, 1, …, 100 % of the frames. With the merger "dfm" also, of frames that are no
         keyframes and as `merged_patches`: merged_patches_needed, cosine_merged_patches and cosine_all_patches. `low`
         and `high` hold 95 % intervals of the means.
-
-    Raises:
-        ValueError: as `Examiner`.
     """
-    loaded = load_checkpoint(model)
+    model = single(models)
+    examiner = Examiner(model, exam.seed, exam.pool)
     # Other implementations never hold the weights of attention.
-    loaded.language_model.set_attn_implementation("eager")
-    examiner = Examiner(loaded, load_processor(model, loaded.config), exam.seed, exam.pool)
-    cells = [cell for variant in variants for cell in exam.variant(*variant)]
-    measured: dict[tuple[str, str, int, str], list[dict[str, float]]] = {}
-    curves: dict[tuple[str, str, int, str], list[np.ndarray]] = {}
+    examiner.model.language_model.set_attn_implementation("eager")
+    cells = [cell for variant in variants for cell in exam.cells(*variant)]
+    measured: dict[tuple[str, str, int, str], list[tuple[dict[str, float], np.ndarray]]] = {}
     with progress_bar(sum(cell.questions for cell in cells), "questions", "attention") as bar:
         for cell in cells:
             haystacks = cell_haystacks(cell, exam.seed, exam.pool)
             examiner.features.encode(scene for haystack in haystacks for scene in haystack.scenes)
             for number, haystack in enumerate(haystacks):
-                sequence = examiner.sequence(haystack, cell.selector, cell.merger)
-                embeds, patches = examiner.features.of(haystack.scenes)
-                text = haystack.question.text
-                attention = answer_attention(loaded, examiner.processor, text, sequence).mean(dim=(0, 1)).double()
                 random = np.random.default_rng((exam.seed, number))
-                values, curve = _measure(
-                    attention.numpy(),
-                    sequence,
-                    embeds,
-                    haystack.needle_frames,
-                    (attention_share, frame_share, patch_share),
-                    random,
-                )
-                if cell.merger == "dfm":
-                    query = loaded.embed_query(**examiner.processor.selector_query([text]))[0]
-                    values |= merged_patches(loaded, patches, query, sequence, attention, patch_share)
+                found = _measured(examiner, haystack, cell, (attention_share, frame_share, patch_share), random)
                 for family in (cell.family, ALL):
-                    key = cell.selector, cell.merger, cell.frames, family
-                    measured.setdefault(key, []).append(values)
-                    curves.setdefault(key, []).append(curve)
+                    measured.setdefault((cell.selector, cell.merger, cell.frames, family), []).append(found)
                 bar.update(1)
     rows = []
     for selector, merger in variants:
         for frames in exam.frames:
             for family in (*exam.families, ALL):
-                key = selector, merger, frames, family
+                values, curves = zip(*measured[selector, merger, frames, family], strict=True)
                 about = {"selector": selector, "merger": merger, "frames": frames, "family": family}
-                rows.append(about | _means(measured[key]) | {"curve": np.mean(curves[key], axis=0).tolist()})
+                rows.append(about | _means(values) | {"curve": np.mean(curves, axis=0).tolist()})
     shares = {"attention_share": attention_share, "frame_share": frame_share, "patch_share": patch_share}
     return make_study("attention", model, exam, rows, variants=variants, **shares)
 
@@ -171,23 +153,24 @@ def share_needed(attention: np.ndarray, share: float) -> float:
     return float((np.searchsorted(most, share - 1e-9) + 1) / len(attention))
 
 
-def _measure(
-    attention: np.ndarray,
-    sequence: MixedPrecisionSequence,
-    embeds: torch.Tensor,
-    needle_frames: Sequence[tuple[int, int]],
-    shares: tuple[float, float, float],
-    random: np.random.Generator,
+@torch.inference_mode()
+def _measured(
+    examiner: Examiner, haystack: Haystack, cell: Cell, shares: tuple[float, float, float], random: np.random.Generator
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Everything `attention_study` says about one question; attention is [T]."""
+    """Everything `attention_study` says about one question: values by name, and the curve."""
     attention_share, frame_share, patch_share = shares
+    model, processor, text = examiner.model, examiner.processor, haystack.question.text
+    sequence = examiner.sequence(haystack, cell.selector, cell.merger)
+    embeds, patches = examiner.features.of(haystack.scenes)
+    of_token = answer_attention(model, processor, text, sequence).mean(dim=(0, 1)).double()
+    attention = of_token.numpy()
     frame_of_token, kinds = sequence.frame_of_token.numpy(), sequence.kind_of_token.numpy()
     in_frame = frame_of_token >= 0
     of_frame = np.bincount(frame_of_token[in_frame], attention[in_frame], len(embeds))
     of_frame /= of_frame.sum()
     order = np.argsort(-of_frame, kind="stable")
     count = max(2, math.ceil(frame_share * len(of_frame)))
-    needles = np.concatenate([np.arange(start, stop) for start, stop in needle_frames])
+    needles = np.concatenate([np.arange(start, stop) for start, stop in haystack.needle_frames])
     values = {
         "frames_needed": share_needed(of_frame, attention_share),
         "patches_needed": share_needed(attention[kinds == TokenKind.PATCH], patch_share),
@@ -198,6 +181,9 @@ def _measure(
         "cosine_attended": _mean_cosine(embeds[order[:count]]),
         "cosine_random": _mean_cosine(embeds[random.choice(len(embeds), count, replace=False)]),
     }
+    if cell.merger == "dfm":
+        query = model.embed_query(**processor.selector_query([text]))[0]
+        values |= merged_patches(model, patches, query, sequence, of_token, patch_share)
     reached = np.concatenate([[0], np.cumsum(of_frame[order])])
     return values, np.interp(CURVE, np.linspace(0, 1, len(reached)), reached)
 
@@ -209,15 +195,8 @@ def _mean_cosine(embeds: torch.Tensor) -> float:
 
 
 def _means(measured: Sequence[Mapping[str, float]]) -> Row:
-    values = {name: np.array([one[name] for one in measured]) for name in measured[0]}
-    mean = {name: float(column.mean()) for name, column in values.items()}
-    error = {name: 1.96 * _standard_error(column) for name, column in values.items()}
-    bounds = {
-        "low": {name: mean[name] - error[name] for name in mean},
-        "high": {name: mean[name] + error[name] for name in mean},
-    }
-    return {"questions": len(measured)} | mean | bounds
-
-
-def _standard_error(column: np.ndarray) -> float:
-    return float(column.std(ddof=1)) / math.sqrt(len(column)) if len(column) > 1 else 0.0
+    """Mean over questions, and both ends of its 95 % interval by name."""
+    values = pd.DataFrame(measured)
+    mean, half = values.mean(), 1.96 * values.sem().fillna(0)  # of one question: no interval
+    bounds = {"low": (mean - half).to_dict(), "high": (mean + half).to_dict()}
+    return {"questions": len(values)} | mean.to_dict() | bounds

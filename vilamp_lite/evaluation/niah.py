@@ -7,7 +7,10 @@ lengths, depths and families get others, so that cells can be pooled.
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property, lru_cache
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +20,13 @@ import torch
 from vilamp_lite.baselines.mergers import MERGERS, QFormerMerger, mixed_tokens
 from vilamp_lite.baselines.peers import PEERS, peer_tokens, sampled_frames
 from vilamp_lite.baselines.selectors import SELECTORS, choose_keyframes
+from vilamp_lite.checkpoints import load_checkpoint, load_processor
 from vilamp_lite.common.checks import choice, finite_number, positive_int
 from vilamp_lite.common.hub import read_safetensors
 from vilamp_lite.evaluation.results import Prediction, make_prediction
 from vilamp_lite.evaluation.scoring import answers_match, score
 from vilamp_lite.generation import answer
 from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
-from vilamp_lite.processing import ViLaMPProcessor
 from vilamp_lite.tinyworld.bank import encode_scenes
 from vilamp_lite.tinyworld.encoder import TinyWorldModel
 from vilamp_lite.tinyworld.haystack import Haystack, hide, pool_scenes
@@ -33,11 +36,14 @@ from vilamp_lite.tinyworld.render import Scene
 POOL = 3000  # scenes that all haystacks are made of: 24,000 frames, encoded once
 
 
-_ANSWER_TOKENS = 6  # TinyWorld's longest answer has three words
+_LONGEST_ANSWER = 6  # tokens; TinyWorld's longest answer has three words
 
 
 # TinyWorld's models are so small that a prompt is read at once, which takes two thirds of the time of chunks.
 _WHOLE = 1 << 20
+
+
+_REMEMBERED = 16_384  # frames of needles, 60 MB
 
 
 @dataclass(frozen=True)
@@ -53,9 +59,6 @@ class Cell:
         merger: a name in `MERGERS`; or in `PEERS`, whose models sample frames uniformly.
         questions: how many.
         budget: visual tokens at most: the video is sampled uniformly until it fits. None: every frame is seen.
-
-    Raises:
-        ValueError: a value out of range, an unknown name, or a peer without a budget or uniform frames.
     """
 
     frames: int
@@ -138,11 +141,7 @@ def grid(
     questions: int = 50,
     budget: int | None = None,
 ) -> list[Cell]:
-    """Every combination as a cell; questions and budget are the same in all.
-
-    Raises:
-        ValueError: as `Cell`, or one of the lists is empty or names a value twice.
-    """
+    """Every combination as a cell; questions and budget are the same in all."""
     axes = {"frames": frames, "depths": depths, "families": families, "selectors": selectors, "mergers": mergers}
     for name, values in axes.items():
         if not values or len(set(values)) != len(values):
@@ -157,9 +156,6 @@ def cell_haystacks(cell: Cell, seed: int, pool: int = POOL) -> list[Haystack]:
         cell: which.
         seed: of the whole evaluation.
         pool: how many scenes haystacks are made of.
-
-    Raises:
-        ValueError: the frames can't hold the needles, or as `hide`.
     """
     start = _cell_seed(cell, seed)
     return [
@@ -174,32 +170,40 @@ def _cell_seed(cell: Cell, seed: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
 
 
-def cell_questions(cell: Cell, seed: int) -> list[Question]:
+def cell_questions(cell: Cell, seed: int) -> tuple[Question, ...]:
     """The questions of a cell, which must fit its length."""
-    questions = sample_questions(cell.family, cell.questions, _cell_seed(cell, seed), "test")
+    questions = _questions(cell.family, cell.questions, _cell_seed(cell, seed))
     longest = max(sum(needle.num_frames for needle in question.needles) for question in questions)
     if longest > cell.frames:
         raise ValueError(f"frames must be at least {longest} to hold the needles of a {cell.family}, got {cell.frames}")
     return questions
 
 
+@lru_cache(maxsize=1024)
+def _questions(family: str, count: int, seed: int) -> tuple[Question, ...]:
+    return tuple(sample_questions(family, count, seed, "test"))
+
+
 class SceneFeatures:
     """Features of TinyWorld scenes, made once: what long videos are put together of."""
 
-    def __init__(self, encoder: TinyWorldModel, kept: Iterable[Scene]) -> None:
+    def __init__(self, encoder: TinyWorldModel, kept: Iterable[Scene], remembered: int = _REMEMBERED) -> None:
         """Start empty.
 
         Args:
             encoder: TinyWorld's.
-            kept: scenes that are worth keeping; all others are forgotten by the next `encode`.
+            kept: scenes that are never forgotten.
+            remembered: frames of other scenes; where there are more, the next `encode` forgets them.
         """
-        self._encoder = encoder
-        self._kept = frozenset(kept)
+        self._encoder, self._kept, self._remembered = encoder, frozenset(kept), remembered
         self._known: dict[Scene, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def encode(self, scenes: Iterable[Scene]) -> None:
         """Make sure that these scenes are known."""
-        self._known = {scene: features for scene, features in self._known.items() if scene in self._kept}
+        others = [scene for scene in self._known if scene not in self._kept]
+        if sum(scene.num_frames for scene in others) > self._remembered:
+            for scene in others:
+                del self._known[scene]
         new = [scene for scene in dict.fromkeys(scenes) if scene not in self._known]
         if not new:
             return
@@ -219,43 +223,46 @@ class Examiner:
     """Puts cells' questions to one TinyWorld model.
 
     Attributes:
+        directory: of the model.
         model: in evaluation mode.
         processor: its processor.
         seed: of the whole evaluation.
         pool: how many scenes haystacks are made of.
-        qformer: for the merger of this name.
         features: of the scenes, made by the model's own encoder.
     """
 
     def __init__(
-        self,
-        model: ViLaMPForConditionalGeneration,
-        processor: ViLaMPProcessor,
-        seed: int = 0,
-        pool: int = POOL,
-        qformer: QFormerMerger | None = None,
+        self, directory: str | PathLike[str], seed: int = 0, pool: int = POOL, device: str | torch.device = "cpu"
     ) -> None:
-        """Check that the model is one of TinyWorld's.
+        """Load the model, which must be one of TinyWorld's, with a single encoder."""
+        self.directory, self.seed, self.pool = Path(directory), seed, pool
+        self.model = load_checkpoint(directory).to(device)
+        _require_one_encoder(self.model)
+        self.processor = load_processor(directory, self.model.config)
+        self.features = SceneFeatures(self.model.selector, pool_scenes(pool, "test"))
 
-        Raises:
-            ValueError: it has another encoder, or two different ones.
+    def with_changes(self, *, temperature_factor: float = 1.0, **changes: Any) -> "Examiner":
+        """An examiner of the same model with another configuration: no setting changes the scenes' features.
+
+        Args:
+            temperature_factor: of the learned α, which is no field of the configuration.
+            changes: fields of the configuration, such as `max_keyframes`.
         """
-        if not isinstance(model.selector, TinyWorldModel):
-            kind = model.config.selector_config.model_type
-            raise ValueError(f"VideoNIAH in TinyWorld needs TinyWorld's encoder, the model has a {kind}; try cases")
-        theirs, ours = model.selector.vision.state_dict(), model.vision_tower.state_dict()
-        if theirs.keys() != ours.keys() or not all(torch.equal(theirs[name], ours[name]) for name in ours):
-            raise ValueError("the model's vision_tower and selector.vision must be the same: frames are encoded once")
-        self.model, self.processor, self.seed, self.pool, self.qformer = model, processor, seed, pool, qformer
-        self.features = SceneFeatures(model.selector, pool_scenes(pool, "test"))
+        other = copy(self)
+        other.__dict__.pop("qformer", None)
+        other.model = load_checkpoint(self.directory, **changes).to(self.model.device)
+        other.processor = load_processor(self.directory, other.model.config)
+        other.model.merger.temperature.data *= finite_number("temperature_factor", temperature_factor, above=0)
+        return other
+
+    @cached_property
+    def qformer(self) -> QFormerMerger:
+        """The Q-Former that was trained beside the model."""
+        return load_qformer(self.directory, self.model)
 
     @torch.inference_mode()
     def predictions(self, cell: Cell) -> Iterator[Prediction]:
-        """Answer a cell's questions, one after another.
-
-        Raises:
-            ValueError: as `cell_haystacks` and `mixed_tokens`.
-        """
+        """Answer a cell's questions, one after another."""
         haystacks = cell_haystacks(cell, self.seed, self.pool)
         self.features.encode(scene for haystack in haystacks for scene in haystack.scenes)
         for haystack in haystacks:
@@ -263,14 +270,8 @@ class Examiner:
 
     def _answer(self, haystack: Haystack, cell: Cell) -> Prediction:
         question, sequence = haystack.question, self.sequence(haystack, cell.selector, cell.merger, cell.budget)
-        said = answer(
-            self.model,
-            self.processor,
-            question.text,
-            sequence,
-            max_new_tokens=_ANSWER_TOKENS,
-            prefill_chunk_size=_WHOLE,
-        ).text
+        options = {"max_new_tokens": _LONGEST_ANSWER, "prefill_chunk_size": _WHOLE}
+        said = answer(self.model, self.processor, question.text, sequence, **options).text
         right = answers_match(said, question.answer)
         return make_prediction(question.text, question.answer, said, right, sequence, haystack.needle_frames)
 
@@ -285,9 +286,6 @@ class Examiner:
             selector: as in `Cell`, like `merger` and `budget`.
             merger: how frames that are no keyframes become tokens.
             budget: visual tokens at most.
-
-        Raises:
-            ValueError: a budget too small for the keyframes, or as `choose_keyframes` and `mixed_tokens`.
         """
         embeds, patches = self.features.of(haystack.scenes)
         query = self.model.embed_query(**self.processor.selector_query([haystack.question.text]))[0]
@@ -296,7 +294,8 @@ class Examiner:
             return peer_tokens(self.model, merger, patches, query, budget)
         seen = self._seen(len(embeds), budget)
         keyframes = choose_keyframes(self.model, embeds[seen], query.cpu(), selector)
-        sequence = mixed_tokens(self.model, patches[seen], keyframes, query, merger, self.qformer)
+        qformer = self.qformer if merger == "qformer" else None
+        sequence = mixed_tokens(self.model, patches[seen], keyframes, query, merger, qformer)
         frame_of_token = torch.where(sequence.frame_of_token < 0, -1, seen[sequence.frame_of_token])
         return replace(sequence, keyframes=seen[sequence.keyframes], frame_of_token=frame_of_token)
 
@@ -314,12 +313,17 @@ class Examiner:
         return sampled_frames(num_frames, budget - spent)
 
 
-def load_qformer(directory: Path, model: ViLaMPForConditionalGeneration) -> QFormerMerger:
-    """Load the Q-Former that was trained beside a model, DIRECTORY/qformer/model.safetensors.
+def _require_one_encoder(model: ViLaMPForConditionalGeneration) -> None:
+    if not isinstance(model.selector, TinyWorldModel):
+        kind = model.config.selector_config.model_type
+        raise ValueError(f"VideoNIAH in TinyWorld needs TinyWorld's encoder, the model has a {kind}; try cases")
+    theirs, ours = model.selector.vision.state_dict(), model.vision_tower.state_dict()
+    if theirs.keys() != ours.keys() or not all(torch.equal(theirs[name], ours[name]) for name in ours):
+        raise ValueError("the model's vision_tower and selector.vision must be the same: frames are encoded once")
 
-    Raises:
-        ValueError: there is none, or it is another model's.
-    """
+
+def load_qformer(directory: Path, model: ViLaMPForConditionalGeneration) -> QFormerMerger:
+    """Load the Q-Former that was trained beside a model, DIRECTORY/qformer/model.safetensors."""
     qformer = QFormerMerger(model.config.merge_size, model.config.query_size)
     try:
         qformer.load_state_dict(read_safetensors(qformer_file(directory).parent))

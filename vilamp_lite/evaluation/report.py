@@ -1,15 +1,15 @@
-"""Reading a study's rows: finding one, adding several up, and saying in words what they show."""
+"""Reading a study's rows: finding one, adding several up, laying them out, and saying in words what they show."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vilamp_lite.common.stamp import short_commit
-from vilamp_lite.evaluation.results import RESULTS, load_result
-from vilamp_lite.evaluation.scoring import score
+import pandas as pd
 
-Row = dict[str, Any]
+from vilamp_lite.common.stamp import short_commit
+from vilamp_lite.evaluation.results import RESULTS, Row, Study, load_result
+from vilamp_lite.evaluation.scoring import score
 
 
 def pooled(rows: Sequence[Row], *names: str) -> list[Row]:
@@ -19,25 +19,47 @@ def pooled(rows: Sequence[Row], *names: str) -> list[Row]:
         rows: of a study; leave out those of the family "all" where families are pooled.
         names: the fields that must agree; the others are dropped.
     """
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    sums = pd.DataFrame(rows).groupby([*names], sort=False)[["correct", "questions"]].sum().reset_index()
     return [
-        dict(zip(names, key, strict=True)) | score(sum(r["correct"] for r in same), sum(r["questions"] for r in same))
-        for key, same in groups.items()
+        {name: row[name] for name in names} | score(row["correct"], row["questions"]) for row in sums.to_dict("records")
     ]
 
 
-def find(rows: Sequence[Row], **fields: Any) -> Row:
+def matching(rows: Iterable[Row], **fields: Any) -> list[Row]:
+    """The rows that have these fields."""
+    return [row for row in rows if all(row[name] == value for name, value in fields.items())]
+
+
+def find(rows: Iterable[Row], **fields: Any) -> Row:
     """The one row that has these fields.
 
     Raises:
         ValueError: there is none, or there are several.
     """
-    found = [row for row in rows if all(row[name] == value for name, value in fields.items())]
+    found = matching(rows, **fields)
     if len(found) != 1:
         raise ValueError(f"{fields} must be one row, got {len(found)}")
     return found[0]
+
+
+Reader = Callable[[Row], Any]
+
+
+def grid_of(rows: Iterable[Row], down: str | Reader, across: str | Reader, cell: str | Reader) -> pd.DataFrame:
+    """Lay rows out by two of their fields, in the order of the rows.
+
+    Args:
+        rows: of a study, one for each place.
+        down: the field that names the lines, or a function of the row.
+        across: that names the columns.
+        cell: that is shown, such as `share_text`.
+    """
+    read = [(lambda row, name=name: row[name]) if isinstance(name, str) else name for name in (down, across, cell)]
+    columns: dict[Any, dict[Any, Any]] = {}
+    for row in rows:
+        line, column, shown = (of(row) for of in read)
+        columns.setdefault(column, {})[line] = shown
+    return pd.DataFrame(columns)
 
 
 def share_text(row: Row) -> str:
@@ -98,9 +120,6 @@ def told_apart(rows: Sequence[Row]) -> str:
 
     Args:
         rows: of one length and family, with the difference reference minus row; the reference's own is not counted.
-
-    Raises:
-        ValueError: the study has no reference, since its own setting was not among those tried.
     """
     if not all("p" in row for row in rows):
         raise ValueError("the model's own setting must be among those of the study")
@@ -112,7 +131,7 @@ def told_apart(rows: Sequence[Row]) -> str:
     )
 
 
-def source_text(study: Row) -> str:
+def source_text(study: Study) -> str:
     """Where a study's numbers come from: the commit, and how much was asked.
 
     Args:
@@ -131,36 +150,13 @@ def variant_name(row: Row) -> str:
     return f"{row['selector']} + {row['merger']}"
 
 
-def not_best_mean(rows: Sequence[Row], name: Callable[[Row], str] = variant_name) -> list[str]:
-    """Say for every family where the first variant's mean over seeds is not the best: `not_best` for `seeds_study`.
-
-    Args:
-        rows: of `seeds_study` at one length; the first row's variant is the reference of the paired tests.
-        name: what a row's variant is called.
-    """
-    own = name(rows[0])
-    found = []
-    for row in (row for row in rows if name(row) == own):
-        best = max((other for other in rows if other["family"] == row["family"]), key=lambda other: other["mean"])
-        if best["mean"] > row["mean"]:
-            seeds = "; ".join(difference_text(one) for one in best["paired"])
-            found.append(
-                f"{own} is not best on {row['family']}: {name(best)} {best['mean']:.3f} against "
-                f"{row['mean']:.3f}, difference by seed {seeds}"
-            )
-    return found
-
-
 def not_best(rows: Sequence[Row], name: Callable[[Row], str] = variant_name, own: str | None = None) -> list[str]:
     """Say for every length, depth, budget and family where one variant is not the best, and what is.
 
     Args:
-        rows: of a study; all are compared in pairs with this variant.
+        rows: of a study; all are compared in pairs with this variant. Of `seeds_study` their means are compared.
         name: what a row's variant is called.
         own: the variant's name; that of the first row when left out.
-
-    Raises:
-        ValueError: no row has this name.
     """
     own = name(rows[0]) if own is None else own
     if not any(name(row) == own for row in rows):
@@ -168,14 +164,21 @@ def not_best(rows: Sequence[Row], name: Callable[[Row], str] = variant_name, own
     found = []
     for row in (row for row in rows if name(row) == own):
         place = {field: row[field] for field in ("depth", "budget", "frames", "family") if field in row}
-        best = max((other for other in rows if place.items() <= other.items()), key=lambda other: other["accuracy"])
-        if best["accuracy"] > row["accuracy"]:
-            budget = f" and {row['budget']:,} tokens" if row.get("budget") else ""
-            found.append(
-                f"{own} is not best on {row['family']} at {row['frames']:,} frames{budget}: {name(best)} "
-                f"{share_text(best)} against {share_text(row)}, difference {difference_text(best)}"
-            )
+        best = max(matching(rows, **place), key=_accuracy)
+        if _accuracy(best) <= _accuracy(row):
+            continue
+        if "mean" in row:
+            here, shares = "", f"{best['mean']:.3f} against {row['mean']:.3f}"
+            difference = f"by seed {'; '.join(difference_text(one) for one in best['paired'])}"
+        else:
+            here = f" at {row['frames']:,} frames" + (f" and {row['budget']:,} tokens" if row.get("budget") else "")
+            shares, difference = f"{share_text(best)} against {share_text(row)}", difference_text(best)
+        found.append(f"{own} is not best on {row['family']}{here}: {name(best)} {shares}, difference {difference}")
     return found
+
+
+def _accuracy(row: Row) -> float:
+    return row["accuracy"] if "accuracy" in row else row["mean"]
 
 
 @dataclass(frozen=True)

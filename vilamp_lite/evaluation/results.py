@@ -5,17 +5,26 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from vilamp_lite.common.names import names_of_today
 from vilamp_lite.common.stamp import ROOT
 from vilamp_lite.evaluation.scoring import answers_match
-from vilamp_lite.modeling import MixedPrecisionSequence
-from vilamp_lite.streaming.measured import MeasuredAnswer, Row
-from vilamp_lite.tinyworld.long_videos import LongVideo
+
+if TYPE_CHECKING:  # a table is read without torch
+    import torch
+
+    from vilamp_lite.modeling import MixedPrecisionSequence
+    from vilamp_lite.streaming.measured import MeasuredAnswer
+    from vilamp_lite.tinyworld.long_videos import LongVideo
+
+Row = dict[str, Any]  # of a study: JSON's types
+Study = dict[str, Any]  # study, parameters, rows, stamp
+
+
+RESULTS = ROOT / "figures" / "results"
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ def make_prediction(
     answer: str,
     said: str,
     correct: bool,
-    sequence: MixedPrecisionSequence,
+    sequence: "MixedPrecisionSequence",
     needle_frames: Sequence[tuple[int, int]],
 ) -> Prediction:
     """Record an answer.
@@ -85,13 +94,7 @@ def kept_result(file: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     return content
 
 
-Study = dict[str, Any]
-Model = str | os.PathLike[str]
-
-RESULTS = ROOT / "figures" / "results"
-
-
-def load_result(name: str, folder: Model = RESULTS) -> Study:
+def load_result(name: str, folder: str | os.PathLike[str] = RESULTS) -> Study:
     """Read a recorded study.
 
     Args:
@@ -111,7 +114,7 @@ def load_result(name: str, folder: Model = RESULTS) -> Study:
         raise ValueError(f"{file} is not a study ({type(error).__name__}: {error})") from error
 
 
-def needle_keyframes(video: LongVideo, keyframes: torch.Tensor) -> list[int]:
+def needle_keyframes(video: "LongVideo", keyframes: "torch.Tensor") -> list[int]:
     """Name the keyframes that show a needle."""
     spans = video.haystack.needle_frames
     return [frame for frame in keyframes.tolist() if any(start <= frame < stop for start, stop in spans)]
@@ -123,7 +126,7 @@ def shortened(trace: np.ndarray, points: int = 200) -> list[list[float]]:
     return [part[part[:, 1].argmax()].round(3).tolist() for part in parts]
 
 
-def result_of(measured: MeasuredAnswer, video: LongVideo) -> Row:
+def result_of(measured: "MeasuredAnswer", video: "LongVideo") -> Row:
     """Put a run into plain numbers, as JSON has them."""
     question = video.haystack.question
     return {

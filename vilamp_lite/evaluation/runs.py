@@ -1,37 +1,26 @@
 """Many cells of an examination: kept on disk, and spread over processes."""
 
-import multiprocessing
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
-from tqdm import tqdm
+from joblib import Parallel, delayed
 
-from vilamp_lite.checkpoints import load_checkpoint, load_config, load_processor
+from vilamp_lite.checkpoints import load_config
 from vilamp_lite.common.checks import describe, positive_int
 from vilamp_lite.common.files import write_json
 from vilamp_lite.common.fingerprints import code_fingerprint, weights_fingerprint
 from vilamp_lite.common.hub import usable_device
 from vilamp_lite.common.progress import progress_bar
 from vilamp_lite.common.stamp import make_stamp
-from vilamp_lite.evaluation.niah import (
-    POOL,
-    Cell,
-    CellResult,
-    Evaluation,
-    Examiner,
-    cell_questions,
-    load_qformer,
-    qformer_file,
-)
+from vilamp_lite.evaluation.niah import POOL, Cell, CellResult, Evaluation, Examiner, cell_questions, qformer_file
 from vilamp_lite.evaluation.results import Prediction, kept_result
 
 
@@ -40,18 +29,11 @@ class _Run:
     """What the cells of one evaluation have in common; it travels to the worker processes."""
 
     model: Path
+    weights: str
     seed: int
     pool: int
-    changes: tuple[tuple[str, Any], ...]
     device: str
-    needs_qformer: bool
-
-    def examiner(self) -> Examiner:
-        """Load the model."""
-        model = load_checkpoint(self.model, **dict(self.changes)).to(self.device)
-        processor = load_processor(self.model, model.config)
-        qformer = load_qformer(self.model, model) if self.needs_qformer else None
-        return Examiner(model, processor, self.seed, self.pool, qformer)
+    changes: tuple[tuple[str, Any], ...]
 
 
 def evaluate_cells(
@@ -67,12 +49,14 @@ def evaluate_cells(
 ) -> Evaluation:
     """Answer the questions of many cells.
 
+    Model and features of the scenes stay in memory for the next call, which may come with other changes.
+
     Args:
         model: a TinyWorld model's directory, such as data/vilamp-miniature.
         cells: what to evaluate, see `grid`.
         seed: of questions and haystacks; training never meets their scenes.
         pool: how many scenes haystacks are made of.
-        changes: fields of the model's configuration to set otherwise, such as `max_keyframes`.
+        changes: of the model, as in `Examiner.with_changes`.
         out: a folder that keeps each finished cell with its predictions in a file; those in it are not run again.
         processes: more than one work on a cell each, with one thread; one uses torch's threads.
         device: where the model runs; a GPU if there is any when left out.
@@ -81,79 +65,57 @@ def evaluate_cells(
         ValueError: bad settings; a model that is not TinyWorld's or lacks a Q-Former that is asked for; or a file in
             `out` that is of another model, other settings or another version of this package.
     """
-    run = _Run(
-        Path(model),
-        seed,
-        positive_int("pool", pool),
-        tuple(sorted((changes or {}).items())),
-        str(usable_device(device)),
-        any(cell.merger == "qformer" for cell in cells),
-    )
-    _check(run, cells, processes)
-    about = {"seed": seed, "pool": pool, "changes": dict(run.changes), "device": run.device}
-    stamp = make_stamp(model=str(run.model), **about)
+    changes = dict(sorted((changes or {}).items()))
+    _check(Path(model), cells, seed, pool, changes, processes)
+    place, weights = str(usable_device(device)), weights_fingerprint(model)
+    run = _Run(Path(model), weights, seed, pool, place, tuple(changes.items()))
+    about = {"seed": seed, "pool": pool, "changes": changes}
+    stamp = make_stamp(model=str(model), **about, device=place)
+    if out is not None:
+        about |= {"weights": weights, "code": code_fingerprint()}
     files = {cell: Path(out) / cell.file_name for cell in cells} if out is not None else {}
-    common = {"seed": seed, "pool": pool, "changes": dict(run.changes)}
-    if files:
-        common |= {"weights": weights_fingerprint(run.model), "code": code_fingerprint()}
-    settings = {cell: asdict(cell) | common for cell in files}
     results = {}
     for cell, file in files.items():
-        if (kept := kept_result(file, settings[cell])) is not None:
+        if (kept := kept_result(file, asdict(cell) | about)) is not None:
             results[cell] = [Prediction(**prediction) for prediction in kept["predictions"]]
     todo = [cell for cell in cells if cell not in results]
-    count = sum(cell.questions for cell in cells)
     with (
-        progress_bar(count, "questions", "niah", count - sum(cell.questions for cell in todo)) as bar,
-        closing(_answered(run, todo, processes, bar)) as answered,
+        progress_bar(len(cells), "cells", "niah", len(cells) - len(todo)) as bar,
+        closing(_answered(run, todo, processes)) as answered,
     ):
         for cell, predictions in answered:
             results[cell] = predictions
             if cell in files:
-                about = {"cell": CellResult(cell, predictions).as_json(), "settings": settings[cell]}
-                content = about | {"predictions": [asdict(prediction) for prediction in predictions], "stamp": stamp}
-                write_json(files[cell], content)
+                shown = {"cell": CellResult(cell, predictions).as_json(), "settings": asdict(cell) | about}
+                write_json(files[cell], shown | {"predictions": [asdict(p) for p in predictions], "stamp": stamp})
+            bar.update(1)
     return Evaluation([CellResult(cell, results[cell]) for cell in cells], stamp)
 
 
-def _check(run: _Run, cells: Sequence[Cell], processes: int) -> None:
+def _check(
+    model: Path, cells: Sequence[Cell], seed: int, pool: int, changes: Mapping[str, Any], processes: int
+) -> None:
     """Refuse what can be refused before a model is loaded."""
+    positive_int("pool", pool)
     positive_int("processes", processes)
-    if not isinstance(run.seed, int) or run.seed < 0:
-        raise ValueError(f"seed must be a whole number of at least 0, got {describe(run.seed)}")
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be a whole number of at least 0, got {describe(seed)}")
     if not cells or len(set(cells)) != len(cells):
         raise ValueError(f"cells must be different ones, at least one, got {len(cells)}")
-    load_config(run.model, **dict(run.changes))
-    if run.needs_qformer:
-        qformer_file(run.model)
+    load_config(model, **{name: value for name, value in changes.items() if name != "temperature_factor"})
+    if any(cell.merger == "qformer" for cell in cells):
+        qformer_file(model)
     for cell in cells:
-        cell_questions(cell, run.seed)
+        cell_questions(cell, seed)
 
 
-def _answered(run: _Run, cells: Sequence[Cell], processes: int, bar: tqdm) -> Iterator[tuple[Cell, list[Prediction]]]:
+def _answered(run: _Run, cells: Sequence[Cell], processes: int) -> Iterator[tuple[Cell, list[Prediction]]]:
     """Yield cells as they are finished."""
-    if not cells:
-        return
-    if min(processes, len(cells)) == 1:
-        examiner = run.examiner()
-        for cell in cells:
-            predictions = []
-            for prediction in examiner.predictions(cell):
-                predictions.append(prediction)
-                bar.update(1)
-            yield cell, predictions
-        return
-    # Fresh processes: a fork would share the threads that torch has started.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(processes, len(cells)), context, initializer=_start_worker)
-    try:
-        # The longest first, so that the processes finish together.
-        waiting = {pool.submit(_examine, run, cell): cell for cell in sorted(cells, key=lambda cell: -cell.frames)}
-        for future in as_completed(waiting):
-            bar.update(waiting[future].questions)
-            yield waiting[future], future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    # The longest first, so that processes finish together; what shares its haystacks in a row, so that they are known.
+    cells = sorted(cells, key=lambda cell: (-cell.frames, cell.depth, cell.family))
+    processes = min(processes, max(len(cells), 1))
+    pool = Parallel(processes, return_as="generator_unordered", batch_size=1, initializer=_start_worker)
+    return pool(delayed(_examine)(run, cell) for cell in cells)
 
 
 def _start_worker() -> None:
@@ -164,15 +126,21 @@ def _start_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    wait([multiprocessing.parent_process().sentinel])
+    psutil.Process(os.getppid()).wait()
     os._exit(1)
 
 
-def _examine(run: _Run, cell: Cell) -> list[Prediction]:
-    return list(_worker_examiner(run).predictions(cell))
+def _examine(run: _Run, cell: Cell) -> tuple[Cell, list[Prediction]]:
+    return cell, list(_examiner(run).predictions(cell))
 
 
 @lru_cache(maxsize=1)
-def _worker_examiner(run: _Run) -> Examiner:
-    """The model, loaded once in each process."""
-    return run.examiner()
+def _examiner(run: _Run) -> Examiner:
+    shared = _shared_examiner(run.model, run.weights, run.seed, run.pool, run.device)
+    return shared.with_changes(**dict(run.changes)) if run.changes else shared
+
+
+@lru_cache(maxsize=1)
+def _shared_examiner(model: Path, weights: str, seed: int, pool: int, device: str) -> Examiner:
+    """One in each process; its scenes' features serve every setting of the model with these weights."""
+    return Examiner(model, seed, pool, device)

@@ -35,11 +35,7 @@ class PhotoScene:
 
 
 def load_scenes(path: str | Path) -> list[PhotoScene]:
-    """Read scenes in temporal order from a file such as data/photo_tour.json.
-
-    Raises:
-        ValueError: the file is missing, is not JSON, lacks a field, or its scenes leave gaps or overlap.
-    """
+    """Read scenes in temporal order from a file such as data/photo_tour.json."""
     try:
         records = json.loads(Path(path).read_text())["scenes"]
         scenes = [
@@ -62,9 +58,6 @@ def scene_of_frames(scenes: Sequence[PhotoScene], timestamps: np.ndarray) -> np.
 
     Returns:
         [N] int64 positions in `scenes`.
-
-    Raises:
-        ValueError: no scenes, or a timestamp outside every scene.
     """
     if not scenes:
         raise ValueError("scenes is empty")
@@ -88,9 +81,6 @@ def rank_of_photo(relevance: np.ndarray, photo_of_frame: np.ndarray, photo: str)
         relevance: [N] R_f for one query.
         photo_of_frame: [N] which photograph each frame shows.
         photo: the right one.
-
-    Raises:
-        ValueError: the photograph is not in the video, or `relevance` holds NaN or infinity.
     """
     if not np.isfinite(relevance).all():
         raise ValueError("relevance holds NaN or infinity")
@@ -108,9 +98,6 @@ def hit_at(order: np.ndarray, photo_of_frame: np.ndarray, photo: str, k: int) ->
         photo_of_frame: [N] which photograph each frame shows.
         photo: the right one.
         k: how many keyframes count.
-
-    Raises:
-        ValueError: k below 1.
     """
     return bool((photo_of_frame[np.asarray(order)[: positive_int("k", k)]] == photo).any())
 
@@ -121,9 +108,6 @@ def coverage(keyframes: np.ndarray, group_of_frame: np.ndarray) -> float:
     Args:
         keyframes: [K'] frame numbers.
         group_of_frame: [N] which group each frame belongs to.
-
-    Raises:
-        ValueError: no frames, or a keyframe outside the video.
     """
     keyframes = np.asarray(keyframes, dtype=np.int64)
     if not len(group_of_frame) or ((keyframes < 0) | (keyframes >= len(group_of_frame))).any():

@@ -32,9 +32,6 @@ def option_matches(prediction: str, options: Sequence[str], answer: str) -> bool
         prediction: what was said.
         options: A, B, C, … in this order.
         answer: the right one of them.
-
-    Raises:
-        ValueError: the answer is not among the options, or two of them would count as the same.
     """
     require_distinct(options)
     if answer not in options:
@@ -46,11 +43,7 @@ def option_matches(prediction: str, options: Sequence[str], answer: str) -> bool
 
 
 def require_distinct(options: Sequence[str]) -> None:
-    """Refuse options that `answers_match` can't tell apart.
-
-    Raises:
-        ValueError: two differ by no more than case, spaces and punctuation around them.
-    """
+    """Refuse options that `answers_match` can't tell apart."""
     if len({_normalised(option) for option in options}) != len(options):
         raise ValueError(f"options must differ by more than case and punctuation, got {', '.join(options)}")
 
@@ -65,9 +58,6 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
 
     Returns:
         low and high.
-
-    Raises:
-        ValueError: no questions, more correct ones than there are, or a confidence outside 0 to 1.
     """
     _check_confidence(confidence)
     if not 0 <= correct <= positive_int("total", total):
@@ -87,9 +77,6 @@ def paired_sign_test(first: Sequence[bool], second: Sequence[bool]) -> float:
 
     Returns:
         p; 1 when they never disagree.
-
-    Raises:
-        ValueError: no questions, or not the same number.
     """
     wins, losses = _disagreements(first, second)
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
@@ -110,9 +97,6 @@ def paired_difference_interval(
 
     Returns:
         low and high, from −1 to 1.
-
-    Raises:
-        ValueError: no questions, not the same number, or a confidence outside 0 to 1.
     """
     _check_confidence(confidence)
     wins, losses = ((count + 1) / (len(first) + 2) for count in _disagreements(first, second))
