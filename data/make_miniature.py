@@ -17,7 +17,7 @@ from vilamp_lite.common.stamp import ROOT, short_commit
 from vilamp_lite.evaluation.report import difference_text, find, not_best, variant_name
 from vilamp_lite.evaluation.results import RESULTS, load_result
 from vilamp_lite.evaluation.studies import ALL
-from vilamp_lite.plots.recorded import shown_name
+from vilamp_lite.plots.studies import shown_name
 from vilamp_lite.tinyworld import MINIATURE
 from vilamp_lite.tinyworld.encoder import vocabulary
 from vilamp_lite.tinyworld.miniature import miniature_config

@@ -8,31 +8,19 @@ from matplotlib.figure import Figure
 
 from figures.make_results import TRAINING
 from vilamp_lite import ViLaMPConfig, plots
-from vilamp_lite.evaluation.results import RESULTS, load_result
-from vilamp_lite.evaluation.studies import Study
-from vilamp_lite.plots.recorded import (
-    ablation_figure,
-    attention_figure,
-    differences_figure,
-    full_size_memory_figure,
-    niah_figure,
-    peers_figure,
-    sensitivity_figure,
-    setting_figure,
-    training_figure,
-)
+from vilamp_lite.evaluation.results import RESULTS, Study, load_result
 
 # The committed figures of one recorded study each.
 DRAWN: dict[str, Callable[[Study], Figure]] = {
-    TRAINING: lambda study: training_figure(study, study["parameters"]["seeds"][0]),
-    "niah": niah_figure,
-    "ablation": ablation_figure,
-    "sensitivity": sensitivity_figure,
-    "keyframes": setting_figure,
-    "redundancy": setting_figure,
-    "peers": peers_figure,
-    "streaming_h100": full_size_memory_figure,
-    "attention": lambda study: attention_figure(study, study["parameters"]["frames"][-1]),
+    TRAINING: lambda study: plots.training_figure(study, study["parameters"]["seeds"][0]),
+    "niah": plots.niah_figure,
+    "ablation": plots.ablation_figure,
+    "sensitivity": plots.sensitivity_figure,
+    "keyframes": plots.setting_figure,
+    "redundancy": plots.setting_figure,
+    "peers": plots.peers_figure,
+    "streaming_h100": plots.full_size_memory_figure,
+    "attention": lambda study: plots.attention_figure(study, study["parameters"]["frames"][-1]),
 }
 
 
@@ -52,7 +40,7 @@ def main(folder: Path = RESULTS.parent) -> int:
     try:
         drawn = {name: draw(load_result(name)) for name, draw in DRAWN.items()}
         compared = {title: load_result(name) for title, name in TRAININGS.items()}
-        drawn["trainings"] = differences_figure(
+        drawn["trainings"] = plots.differences_figure(
             compared, "accuracy: the right reference minus the slip; with minus without"
         )
         drawn["architecture"] = plots.architecture(ViLaMPConfig.paper())

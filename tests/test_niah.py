@@ -390,6 +390,7 @@ def test_no_worker_outlives_a_killed_parent(miniature: Path, tmp_path: Path) -> 
 def test_only_what_answers_follow_from_makes_kept_ones_strangers(tmp_path: Path) -> None:
     package = tmp_path / "vilamp_lite"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    code_fingerprint.cache_clear()
     own = code_fingerprint(package)
     assert own == code_fingerprint()
     rooms = ("plots/style.py", "costs/shapes.py", "training/loop.py", "notebook/sweep.py", "cli/__init__.py")

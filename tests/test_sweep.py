@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from vilamp_lite.common.stamp import ROOT
 from vilamp_lite.notebook.sweep import load_sweep, run_sweep
-from vilamp_lite.plots.studies import sweep_curves, sweep_heat_map
+from vilamp_lite.plots.sweeps import sweep_curves, sweep_heat_map
 
 PARAMETERS = """\
 a: int = 1  # a factor

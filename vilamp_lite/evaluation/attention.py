@@ -9,8 +9,8 @@ import torch
 
 from vilamp_lite.common.progress import progress_bar
 from vilamp_lite.evaluation.niah import Cell, Examiner, cell_haystacks
-from vilamp_lite.evaluation.results import Row, Study
-from vilamp_lite.evaluation.studies import ALL, FULL, Exam, Model, make_study, single
+from vilamp_lite.evaluation.results import ALL, Row, Study
+from vilamp_lite.evaluation.studies import FULL, Exam, Model, make_study, single
 from vilamp_lite.merging import merge_frames
 from vilamp_lite.modeling import MixedPrecisionSequence, TokenKind, ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor

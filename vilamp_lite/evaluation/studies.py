@@ -24,13 +24,10 @@ from vilamp_lite.common.fingerprints import code_fingerprint, weights_fingerprin
 from vilamp_lite.common.progress import progress_bar
 from vilamp_lite.common.stamp import ROOT, make_stamp
 from vilamp_lite.evaluation.niah import POOL, Cell, CellResult, grid
-from vilamp_lite.evaluation.results import Prediction, Row, Study
+from vilamp_lite.evaluation.results import ALL, Prediction, Row, Study
 from vilamp_lite.evaluation.runs import evaluate_cells
 from vilamp_lite.evaluation.scoring import paired_difference_interval, paired_sign_test, score
 from vilamp_lite.tinyworld.questions import FAMILIES
-
-ALL = "all"  # the family of rows that pool every family
-
 
 FULL = ("dks", "dfm")
 

@@ -9,6 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vilamp_lite.configuration import ViLaMPConfig
+from vilamp_lite.costs.shapes import GPUS
+from vilamp_lite.costs.vilamp import all_at_once_memory
+from vilamp_lite.evaluation.results import Study
 from vilamp_lite.plots.style import BLUE, GREY, ORANGE, PALETTE
 
 
@@ -71,6 +75,14 @@ def memory_trace(trace: np.ndarray, before: int, held: Sequence[float], limit: f
     axis.set(xlabel="time (s)", ylabel=f"memory above the model's ({unit})", xlim=(0, None))
     axis.legend(loc="upper left", fontsize=9)
     return figure
+
+
+def full_size_memory_figure(study: Study) -> Figure:
+    """Fig. 1 over time: the full-size model on an H100, from a run of notebook 05, against all frames at once."""
+    (row,) = study["rows"]
+    trace = np.array(row["trace"])
+    held = all_at_once_memory(ViLaMPConfig.released(), row["frames"], trace[:, 2], bytes_per_number=2)
+    return memory_trace(trace, row["memory_before"], held, GPUS["h100-80gb"].memory)
 
 
 def stage_budget(stages: Sequence[Mapping[str, Any]]) -> Figure:
