@@ -10,6 +10,7 @@ from figures import make_figures as figures
 from figures.make_results import RECORDED, TRAINING
 from vilamp_lite.evaluation.results import RESULTS, load_result
 from vilamp_lite.evaluation.studies import ALL
+from vilamp_lite.plots.costs import full_size_memory_figure
 from vilamp_lite.plots.studies import (
     ablation_figure,
     attention_figure,
@@ -186,7 +187,7 @@ def test_attention_is_of_one_length_and_family() -> None:
 
 
 def test_the_streamed_run_fits_the_gpu_and_all_frames_at_once_do_not() -> None:
-    figure = figures.full_size_memory_figure(load_result("streaming_h100"))
+    figure = full_size_memory_figure(load_result("streaming_h100"))
     (axis,) = figure.axes
     measured, held, left = (np.asarray(line.get_ydata(), float) for line in axis.get_lines())
     assert axis.get_ylabel().endswith("(GB)")
