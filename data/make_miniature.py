@@ -37,7 +37,7 @@ def bundle(trained: Path, target: Path) -> int:
         ValueError: there is no model, or it is larger than 12 MB.
     """
     if not (trained / "config.json").is_file():
-        raise ValueError(f"there is no model in {trained}: `vilamp train` makes it")
+        raise ValueError(f"there is no model in {trained}: `vilamp train miniature` makes it")
     size = sum(file.stat().st_size for file in trained.rglob("*") if file.is_file())
     if size > LIMIT:
         raise ValueError(f"{trained} has {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}")

@@ -38,7 +38,7 @@ TRAINING = "training"  # the name of the recorded curves
 
 
 def training_study(trained: Path, seeds: Sequence[int], points: int = 50) -> Study:
-    """The curves of whole trainings, as `vilamp train` left them.
+    """The curves of whole trainings, as `vilamp train miniature` left them.
 
     Args:
         trained: its folder.
@@ -50,7 +50,7 @@ def training_study(trained: Path, seeds: Sequence[int], points: int = 50) -> Stu
         `accuracy`. The stamp is that of the recording.
     """
     if not seeds:
-        raise ValueError(f"there is no finished training in {trained}: `vilamp train` makes one")
+        raise ValueError(f"there is no finished training in {trained}: `vilamp train miniature` makes one")
     rows = []
     for seed in seeds:
         for stage, curve in curves(trained, "full", seed).items():
@@ -69,7 +69,7 @@ class Recording:
     Attributes:
         make: the study.
         exam: what is asked.
-        others: folders of further trained models, under the folder of `vilamp train`.
+        others: folders of further trained models, under the folder of `vilamp train miniature`.
     """
 
     make: Callable[..., Study]
@@ -146,7 +146,7 @@ def make_result(
     Args:
         name: `TRAINING`, or in `RECORDED`.
         model: the bundled model's directory.
-        trained: the folder of `vilamp train`, for studies that compare several models.
+        trained: the folder of `vilamp train miniature`, for studies that compare several models.
         out: a folder for the results.
         cells: a folder for finished cells and their predictions, from which an interrupted run goes on.
         questions: for each length, depth and family; the recording's own when left out.
@@ -160,7 +160,7 @@ def make_result(
         exam = recording.exam if questions is None else replace(recording.exam, questions=questions)
         models = [model, *recording.further(trained)]
         if missing := recording.missing(trained):
-            raise ValueError(f"{name} needs {', '.join(missing)}, which `vilamp train` makes")
+            raise ValueError(f"{name} needs {', '.join(missing)}, which `vilamp train miniature` makes")
         for one in models:
             load_config(one)  # refuses what is no checkpoint, before an hour is spent on another
         study = recording.make(models, exam, processes=processes, out=cells)
@@ -171,7 +171,7 @@ def make_result(
 
 
 def finished_seeds(trained: Path) -> list[int]:
-    """The seeds of whole trainings in the folder of `vilamp train`."""
+    """The seeds of whole trainings in the folder of `vilamp train miniature`."""
     return sorted(int(path.parent.name.removeprefix("full-seed")) for path in trained.glob("full-seed*/model"))
 
 
@@ -185,7 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m figures.make_results", description=main.__doc__)
     parser.add_argument("studies", nargs="*", metavar="STUDY", help=f"training, or of {', '.join(RECORDED)}")
     parser.add_argument("--model", type=Path, default=MINIATURE, help="the bundled model")
-    parser.add_argument("--trained", type=Path, default=ROOT / "runs" / "train", help="the folder of `vilamp train`")
+    parser.add_argument(
+        "--trained", type=Path, default=ROOT / "runs" / "train", help="the folder of `vilamp train miniature`"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="a folder for NAME.json")
     parser.add_argument("--cells", type=Path, default=ROOT / "runs" / "studies", help="finished cells, to go on from")
     parser.add_argument("--questions", type=int, help="for each length, depth and family")

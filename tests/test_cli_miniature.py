@@ -1,33 +1,25 @@
 """The commands around the miniature: what it is asked, and what `vilamp train` is given."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
+from conftest import Refusal, Vilamp
 from video_files import write_video as write_numbers
 
-from vilamp_lite import cli
 from vilamp_lite.baselines.mergers import QFormerMerger
+from vilamp_lite.costs import GPUS, PEER_MODELS
 from vilamp_lite.tinyworld.encoder import TinyWorldConfig, TinyWorldModel, vocabulary
 from vilamp_lite.tinyworld.questions import FAMILIES, random_scene
 from vilamp_lite.tinyworld.render import write_video
-from vilamp_lite.training import miniature
+from vilamp_lite.training import STUDIES
 from vilamp_lite.training.miniature import assemble, save_miniature
 
 QUESTION = "what color is the star?"
-
-
-def refusal(*arguments: str | Path) -> str:
-    """What the command says when it exits with 2: nothing but one line on stderr."""
-    run = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-    assert run.exit_code == 2, run.output
-    assert run.stdout == ""
-    (line,) = run.stderr.strip().splitlines()
-    assert line.startswith("vilamp: ")
-    return line
 
 
 # --- vilamp ask ------------------------------------------------------------------------------------------------------
@@ -44,7 +36,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _bundled(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "MINIATURE", saved)
+    monkeypatch.setattr("vilamp_lite.cli.ask.MINIATURE", saved)
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +52,17 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def ask(video: Path, *options: str, question: str = QUESTION) -> dict:
-    arguments = ["ask", str(video), question, "--max-new-tokens", "2", "--json", *options]
-    run = CliRunner().invoke(cli.app, arguments)
-    assert run.exit_code == 0, run.output
-    return json.loads(run.stdout)
+@pytest.fixture
+def ask(vilamp: Vilamp) -> Callable[..., dict]:
+    def asked(video: Path, *options: object, question: str = QUESTION) -> dict:
+        code, out, err = vilamp("ask", video, question, "--max-new-tokens", 2, "--json", *options)
+        assert code == 0, err
+        return json.loads(out)
+
+    return asked
 
 
-def test_the_miniature_answers_about_tinyworld(videos: dict[str, Path], saved: Path) -> None:
+def test_the_miniature_answers_about_tinyworld(videos: dict[str, Path], saved: Path, ask: Callable[..., dict]) -> None:
     result = ask(videos["world"])
     assert (result["model"], result["weights"]) == (str(saved), "checkpoint")
     assert result["frames_sampled"] == random_scene(1).num_frames + random_scene(2).num_frames
@@ -77,7 +72,9 @@ def test_the_miniature_answers_about_tinyworld(videos: dict[str, Path], saved: P
     assert ask(videos["world"], question=f"  {QUESTION.upper()} ")["answer"] == result["answer"]
 
 
-def test_other_footage_is_refused_unless_forced(videos: dict[str, Path], saved: Path) -> None:
+def test_other_footage_is_refused_unless_forced(
+    videos: dict[str, Path], saved: Path, ask: Callable[..., dict], refusal: Refusal
+) -> None:
     for options in ([], ["--model", str(saved)]):
         line = refusal("ask", videos["other"], QUESTION, *options)
         assert "other.mp4 does not show TinyWorld" in line
@@ -87,7 +84,7 @@ def test_other_footage_is_refused_unless_forced(videos: dict[str, Path], saved: 
         assert ask(videos["other"], "--force", *options)["model"] == str(saved)
 
 
-def test_unknown_words_are_refused(videos: dict[str, Path], saved: Path) -> None:
+def test_unknown_words_are_refused(videos: dict[str, Path], saved: Path, refusal: Refusal) -> None:
     for options in ([], ["--force"], ["--model", str(saved)]):
         line = refusal("ask", videos["world"], "what color is the dog?", *options)
         assert "the miniature does not know 'dog'; it was trained on such questions as: what color is the star?" in line
@@ -97,12 +94,16 @@ def test_unknown_words_are_refused(videos: dict[str, Path], saved: Path) -> None
     ("video", "message"), [("text", "text.mp4"), ("missing", "missing.mp4: no such file; pass the path of a video")]
 )
 @pytest.mark.parametrize("options", [[], ["--force"]], ids=str)
-def test_files_that_are_no_video(video: str, message: str, options: list[str], videos: dict[str, Path]) -> None:
+def test_files_that_are_no_video(
+    video: str, message: str, options: list[str], videos: dict[str, Path], refusal: Refusal
+) -> None:
     assert message in refusal("ask", videos[video], QUESTION, *options)
 
 
-def test_without_the_bundled_model(videos: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "MINIATURE", tmp_path / "vilamp-miniature")
+def test_without_the_bundled_model(
+    videos: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
+) -> None:
+    monkeypatch.setattr("vilamp_lite.cli.ask.MINIATURE", tmp_path / "vilamp-miniature")
     assert "vilamp-miniature" in refusal("ask", videos["world"], QUESTION)
 
 
@@ -122,64 +123,70 @@ def trainings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list:
         assert (folder, seed, study) == calls[-1][0]
         return {"alignment": np.linspace(0, 1, 20).reshape(10, 2), "mixed": np.ones((3, 2))}
 
-    monkeypatch.setattr(miniature, "train_miniature", train_miniature)
-    monkeypatch.setattr(miniature, "curves", curves)
+    monkeypatch.setattr("vilamp_lite.training.miniature.train_miniature", train_miniature)
+    monkeypatch.setattr("vilamp_lite.training.miniature.curves", curves)
     return calls
 
 
-@pytest.mark.parametrize(
-    ("arguments", "foreign"),
-    [
-        (["--preset", "miniature", "--data", "x.jsonl"], "--data"),
-        (["--steps", "5"], "--steps"),
-        (["--steps", "1000"], "--steps"),  # given, though it is the default
-        (["--gradient-checkpointing"], "--gradient-checkpointing"),
-        (["--learning-rate", "1e-3", "--model", "x", "--batch-size", "2"], "--batch-size, --learning-rate, --model"),
-    ],
-    ids=str,
-)
-def test_options_of_the_other_preset_are_refused(arguments: list[str], foreign: str, trainings: list) -> None:
-    assert refusal("train", *arguments) == f"vilamp: --preset miniature has no {foreign}"
-    assert trainings == []
+def test_finetune_refuses_before_anything_is_loaded(tmp_path: Path, refusal: Refusal) -> None:
+    """There is no model in the folder either."""
+    needed = ["--model", tmp_path, "--data", tmp_path / "missing.jsonl"]
+    for arguments, message in (
+        ([], "Missing option"),
+        (needed[:2], "Missing option '--data'"),
+        (needed, "missing.jsonl"),
+        ([*needed, "--trains", "all of it"], "trains must be one of"),
+        ([*needed, "--steps", "0"], "steps must be"),
+        ([*needed, "--study", "full"], "No such option: --study"),
+    ):
+        assert message in refusal("train", "finetune", *arguments)
 
 
-def test_what_the_paper_preset_needs(trainings: list, tmp_path: Path) -> None:
-    for given in ([], ["--model", tmp_path], ["--data", tmp_path / "x.jsonl"]):
-        line = refusal("train", "--preset", "paper", *given)
-        assert line == "vilamp: --preset paper needs --model DIR and --data FILE"
-    line = refusal("train", "--preset", "paper", "--study", "full", "--model", tmp_path, "--data", "x.jsonl")
-    assert line == "vilamp: --preset paper has no --study"
-    # Before anything is loaded: there is no model in the folder either.
-    for options, message in ((["--trains", "all of it"], "trains must be one of"), (["--steps", "0"], "steps must be")):
-        line = refusal("train", "--preset", "paper", "--model", tmp_path, "--data", "missing.jsonl", *options)
-        assert message in line
-    missing = refusal("train", "--preset", "paper", "--model", tmp_path, "--data", tmp_path / "missing.jsonl")
-    assert "missing.jsonl" in missing
-    assert trainings == []
-
-
-def test_a_training_gets_its_options(trainings: list, tmp_path: Path) -> None:
-    arguments = ["--out", str(tmp_path), "--seed", "3", "--study", "no_grounding", "--mixed-precision", "bf16"]
-    run = CliRunner().invoke(cli.app, ["train", *arguments])
-    assert run.exit_code == 0, run.output
-    assert Path(run.stdout.strip()) == tmp_path / "model"
+def test_a_training_gets_its_options(trainings: list, tmp_path: Path, vilamp: Vilamp) -> None:
+    options = ("--out", tmp_path, "--seed", 3, "--study", "no_grounding", "--mixed-precision", "bf16")
+    assert vilamp("train", "miniature", *options) == (0, f"{tmp_path / 'model'}\n", "")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     ((places, options),) = trainings
     assert places == (tmp_path, 3, "no_grounding")
     assert options["mixed_precision"] == "bf16"
 
 
-@pytest.mark.parametrize(("command", "names"), [("train", miniature.STUDIES), ("tinyworld", FAMILIES)])
-def test_help_lists_every_name(command: str, names: dict) -> None:
-    shown = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "400"}).stdout
-    assert f"{', '.join(names)}." in shown
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [("train miniature", STUDIES), ("tinyworld", FAMILIES), ("costs", GPUS), ("costs", PEER_MODELS)],
+)
+def test_help_lists_every_name(command: str, names: dict, vilamp: Vilamp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    assert f"{', '.join(names)}." in vilamp(*command.split(), "--help")[1]
 
 
-def test_an_unknown_study(tmp_path: Path) -> None:
-    assert "study must be one of 'full', " in refusal("train", "--study", "half", "--out", tmp_path)
+def test_an_unknown_study(tmp_path: Path, refusal: Refusal) -> None:
+    assert "study must be one of 'full', " in refusal("train", "miniature", "--study", "half", "--out", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_options_the_miniature_is_trained(trainings: list) -> None:
-    assert CliRunner().invoke(cli.app, ["train"]).exit_code == 0
+def test_several_processes_run_the_same_command(
+    monkeypatch: pytest.MonkeyPatch, trainings: list, vilamp: Vilamp
+) -> None:
+    launched = []
+
+    def replace_this_process(_: str, command: list[str]) -> None:
+        launched.append(command)
+        raise SystemExit
+
+    monkeypatch.setattr(os, "execv", replace_this_process)
+    for name in ("OMP_NUM_THREADS", "ACCELERATE_USE_CPU"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    words = ["train", "miniature", "--processes", "2"]
+    vilamp(*words)
+    assert launched[0][-7:] == ["--nproc_per_node=2", "-m", "vilamp_lite", *words]
+    assert trainings == []
+    monkeypatch.setenv("LOCAL_RANK", "1")  # one of the two: it works, and leaves speaking to the first
+    assert vilamp(*words)[:2] == (0, "")
+    assert (len(launched), len(trainings)) == (1, 1)
+
+
+def test_without_options_the_miniature_is_trained(trainings: list, vilamp: Vilamp) -> None:
+    assert vilamp("train", "miniature")[0] == 0
     assert trainings[0][0] == (Path("runs/train"), 0, "full")

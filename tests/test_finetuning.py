@@ -217,7 +217,7 @@ def test_accelerate_launch_runs_the_command(folder: Path, tmp_path: Path) -> Non
     for part in (model, byte_level(model)):
         part.save_pretrained(tmp_path / "start")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1", "--num_machines=1"]
-    launch += ["--mixed_precision=no", "--dynamo_backend=no", "-m", "vilamp_lite", "train", "--preset", "paper"]
+    launch += ["--mixed_precision=no", "--dynamo_backend=no", "-m", "vilamp_lite", "train", "finetune"]
     options = {"--model": tmp_path / "start", "--data": folder / "train.jsonl", "--out": tmp_path / "out"}
     options |= {"--steps": 2, "--batch-size": 2, "--max-frames": 4, "--learning-rate": 0.01}
     command = [*launch, *(str(word) for option in options.items() for word in option)]

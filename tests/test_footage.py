@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
+from conftest import Refusal, Vilamp
 from video_files import read_numbers, write_video
 
-from vilamp_lite import cli
 from vilamp_lite.checkpoints import load_checkpoint, load_processor
 from vilamp_lite.evaluation import footage as footage_module
 from vilamp_lite.evaluation.footage import Case, Splice, encode_splice, evaluate_cases, load_cases
@@ -174,22 +173,24 @@ def test_bad_case_files(miniature: Path, footage: Path, tmp_path: Path) -> None:
         evaluate_cases(miniature, [])
 
 
-def test_the_command_answers_cases(miniature: Path, footage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_answers_cases(
+    miniature: Path, footage: Path, monkeypatch: pytest.MonkeyPatch, vilamp: Vilamp, refusal: Refusal
+) -> None:
     monkeypatch.chdir(footage)
-
-    def vilamp(*arguments: object) -> tuple[int, str, str]:
-        done = CliRunner().invoke(cli.app, ["evaluate", "niah", *map(str, arguments)])
-        return done.exit_code, done.stdout, done.stderr
-
+    command = ("evaluate", "footage")
     record = {"haystack": "hay.mp4", "needle": "needle.mp4", "depth": 0.5, "question": "which?"}
-    (footage / "mine.json").write_text(json.dumps([record | {"options": ["a [red] cat", "a dog"], "answer": "a dog"}]))
-    code, out, err = vilamp("--model", miniature, "--cases", footage / "mine.json", "--json")
+    (footage / "mine.json").write_text(
+        json.dumps([record | {"options": ["a [red] cat", "a dog"], "answer": "a [red] cat"}])
+    )
+    code, out, err = vilamp(*command, "mine.json", "--model", miniature, "--json")
     assert code == 0, err
     assert json.loads(out)["questions"] == 1
-    code, out, err = vilamp("--model", miniature, "--cases", footage / "mine.json")
+    code, out, err = vilamp(*command, "mine.json", "--model", miniature)
     assert code == 0, err
     assert "which?" in out
-    assert "a dog" in out
+    assert "a [red] cat" in out
     (kept,) = (footage / "runs" / "evaluate").rglob("case_0.json")
     assert str(kept.parent.relative_to(footage)) in out
     assert json.loads(kept.read_text())["prediction"]["question"] == "which?"
+    assert "can't read x.json as a list of cases" in refusal(*command, "x.json", "--model", miniature)
+    assert "nowhere is not a checkpoint" in refusal(*command, "mine.json", "--model", "nowhere")

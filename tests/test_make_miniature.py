@@ -38,7 +38,7 @@ def test_what_can_not_be_bundled_is_refused(
     make_miniature: ModuleType, miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "kept").write_text("")
-    with pytest.raises(ValueError, match=r"there is no model in .*: `vilamp train` makes it"):
+    with pytest.raises(ValueError, match=r"there is no model in .*: `vilamp train miniature` makes it"):
         make_miniature.bundle(tmp_path / "none", tmp_path)
     monkeypatch.setattr(make_miniature, "LIMIT", 1e6)
     with pytest.raises(ValueError, match="MB, more than 1"):

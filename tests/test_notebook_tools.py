@@ -10,6 +10,7 @@ import ipywidgets
 import nbformat
 import pytest
 import torch
+from conftest import Refusal, Vilamp
 
 from vilamp_lite.notebook import reproduce
 from vilamp_lite.notebook.metrics import record
@@ -133,19 +134,15 @@ def test_notebooks_are_found_by_their_number() -> None:
             find_notebook(name)
 
 
-def vilamp(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vilamp_lite", "reproduce", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_the_command_runs_the_others_when_one_fails(tmp_path: Path) -> None:
+def test_the_command_runs_the_others_when_one_fails(tmp_path: Path, vilamp: Vilamp) -> None:
     source = "size: int = 1  # how large"
     fails = write_notebook(tmp_path / "fails.ipynb", source, "raise KeyError(size)")
     works = write_notebook(tmp_path / "works.ipynb", source, "print(size)")
-    run = vilamp(fails, works, "-p", "size", 7, "--out", tmp_path / "runs")
-    assert run.returncode == 1
+    code, out, err = vilamp("reproduce", fails, works, "-p", "size", 7, "--out", tmp_path / "runs")
+    assert code == 1
+    assert [line.split()[-2] for line in out.splitlines() if line.startswith("│")] == ["failed", "ok"]
     partial = tmp_path / "runs" / "fails" / "fails.ipynb"
-    assert f"fails: code cell 3 (last-cell): KeyError: 7; as far as it came: {partial}" in run.stderr
+    assert f"fails: code cell 3 (last-cell): KeyError: 7; as far as it came: {partial}" in err
     assert json.loads((tmp_path / "runs" / "works" / "result.json").read_text())["parameters"] == {"size": 7}
 
 
@@ -154,21 +151,20 @@ def test_the_command_runs_the_others_when_one_fails(tmp_path: Path) -> None:
     [
         (("01", "03", "-p", "max_keyframes", "4"), "01_frame_embedding.ipynb has no parameter max_keyframes; it has"),
         (("02", "-p", "max_keyframes", "four"), "max_keyframes must be int, got 'four'"),
-        (("02", "-p", "seed"), "needs a NAME and a VALUE"),
+        (("02", "-p", "seed"), "'-p' requires 2 arguments"),
         (("02", "02"), "would be written twice"),
         (("02", "--time-limit", "0"), "the time limit must be above 0"),
     ],
 )
-def test_the_command_refuses_before_it_runs(tmp_path: Path, arguments: tuple[str, ...], complaint: str) -> None:
-    run = vilamp("--out", tmp_path / "runs", *arguments)
-    assert run.returncode == 2
-    (line,) = run.stderr.strip().splitlines()
-    assert complaint in line
+def test_the_command_refuses_before_it_runs(
+    tmp_path: Path, arguments: tuple[str, ...], complaint: str, refusal: Refusal
+) -> None:
+    assert complaint in refusal("reproduce", "--out", tmp_path / "runs", *arguments)
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_command_lists_parameters() -> None:
-    listed = json.loads(vilamp("--list", "--json").stdout)
+def test_the_command_lists_parameters(vilamp: Vilamp) -> None:
+    listed = json.loads(vilamp("reproduce", "--list", "--json")[1])
     assert [name[:2] for name in listed][:4] == ["01", "02", "03", "04"]
     (budget,) = [about for about in listed["02_differential_keyframe_selection"] if about["name"] == "max_keyframes"]
     assert (budget["type"], budget["default"]) == ("int", 8)

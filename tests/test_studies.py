@@ -380,7 +380,7 @@ def test_curves_are_recorded(tmp_path: Path, capsys: pytest.CaptureFixture) -> N
 def test_without_trainings_nothing_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = ["--trained", str(tmp_path), "--out", str(tmp_path / "results"), "--model", str(tmp_path)]
     assert main(["training", *arguments]) == 2
-    assert f"there is no finished training in {tmp_path}: `vilamp train` makes one" in capsys.readouterr().err
+    assert f"there is no finished training in {tmp_path}: `vilamp train miniature` makes one" in capsys.readouterr().err
     assert main(arguments) == 2  # neither is there a bundled model
     out, err = capsys.readouterr()
     assert out.startswith("training: left out")

@@ -30,7 +30,7 @@ def tiny_model(seed: int = 0, **changes: object) -> ViLaMPForConditionalGenerati
 
 
 def save_random_miniature(folder: Path) -> None:
-    """A random miniature with its Q-Former, as `vilamp train` lays them out; its gaps are filled, see `tiny_model`."""
+    """A random miniature with its Q-Former, as a training lays them out; its gaps are filled, see `tiny_model`."""
     torch.manual_seed(0)
     model = ViLaMPForConditionalGeneration(miniature_config(fill="gaps"))
     model.vision_tower.load_state_dict(model.selector.vision.state_dict())

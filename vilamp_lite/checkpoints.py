@@ -41,21 +41,22 @@ _BUFFERS = (".rotary_emb.inv_freq", ".position_ids")
 
 
 def load_checkpoint(
-    path: str | PathLike[str], *, dtype: torch.dtype | None = None, **changes: Any
+    path: str | PathLike[str], *, dtype: torch.dtype | None = None, config: ViLaMPConfig | None = None, **changes: Any
 ) -> ViLaMPForConditionalGeneration:
     """Load a checkpoint directory, whether `save_pretrained` or the authors' code wrote it.
 
     Args:
         path: the directory.
         dtype: of the parameters; as stored when left out.
+        config: what `load_config` read of it, to spare reading it again; without changes then.
         changes: fields of the configuration to set otherwise.
 
     Returns:
         The model, in evaluation mode, on the CPU.
     """
     if _kind(path) == "llava_qwen":
-        return load_released_checkpoint(path, dtype=dtype, **changes)
-    config = load_config(path, **changes)
+        return load_released_checkpoint(path, dtype=dtype, config=config, **changes)
+    config = config or load_config(path, **changes)
     return _pretrained(ViLaMPForConditionalGeneration, path, dtype, config=config).eval()
 
 
@@ -100,7 +101,7 @@ def load_processor(
 
 
 def load_released_checkpoint(
-    path: str | PathLike[str], *, dtype: torch.dtype | None = None, **changes: Any
+    path: str | PathLike[str], *, dtype: torch.dtype | None = None, config: ViLaMPConfig | None = None, **changes: Any
 ) -> ViLaMPForConditionalGeneration:
     """Load a checkpoint in the authors' format: their config.json, parameter names and (sharded) safetensors.
 
@@ -111,6 +112,7 @@ def load_released_checkpoint(
     Args:
         path: the directory.
         dtype: of the parameters; as stored when left out.
+        config: as in `load_checkpoint`.
         changes: fields of `ViLaMPConfig.released()` to set otherwise, such as `reference="preceding"`.
 
     Returns:
@@ -121,7 +123,7 @@ def load_released_checkpoint(
             are missing, left over, or of the wrong shape; all of them are listed.
     """
     path = Path(path)
-    config = released_config(path, **changes)
+    config = config or released_config(path, **changes)
     stored = read_safetensors(path)
     weights = {_renamed(name, RELEASED_NAMES): tensor for name, tensor in stored.items() if not name.endswith(_BUFFERS)}
     model = _assembled(config, weights, path, dtype)

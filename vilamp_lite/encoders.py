@@ -5,6 +5,7 @@ The paper embeds every frame and the query with CLIP ViT-B/32 (`CLIPEncoder`). W
 encoder made it, and neither ever stands in for the other silently.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,6 +16,7 @@ import torch
 from vilamp_lite.clip import CLIPEncoder
 from vilamp_lite.common.checks import ArrayLike, describe
 from vilamp_lite.common.progress import progress_bar
+from vilamp_lite.keyframes import KeyframeSelection
 from vilamp_lite.video.ahead import made_ahead
 from vilamp_lite.video.source import stream_frames
 
@@ -53,6 +55,26 @@ class VideoEmbedding:
     indices: np.ndarray
     timestamps: np.ndarray
     encoder: str
+
+    def rows(self, selection: KeyframeSelection) -> list[dict[str, Any]]:
+        """Tabulate the keyframes chosen of it, in the order of choice.
+
+        Returns:
+            Of each: rank, from 1; sample, its number among the frames here; frame, in the file; seconds; relevance;
+            redundancy, None for the first, which has nothing to repeat (JSON has no infinity).
+        """
+        chosen = zip(selection.order.tolist(), selection.redundancy.tolist(), strict=True)
+        return [
+            {
+                "rank": rank,
+                "sample": sample,
+                "frame": int(self.indices[sample]),
+                "seconds": float(self.timestamps[sample]),
+                "relevance": float(selection.relevance[sample]),
+                "redundancy": None if math.isinf(redundancy) else redundancy,
+            }
+            for rank, (sample, redundancy) in enumerate(chosen, start=1)
+        ]
 
 
 def load_encoder(name_or_path: str | Path, device: str | torch.device | None = None) -> FrameTextEncoder:

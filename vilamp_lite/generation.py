@@ -13,6 +13,7 @@ from transformers.generation import BaseStreamer
 
 from vilamp_lite.additions import position_step, sharper_attention
 from vilamp_lite.common.checks import describe, float_tensor
+from vilamp_lite.common.progress import progress_bar
 
 if TYPE_CHECKING:
     from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
@@ -160,8 +161,12 @@ class VideoGeneration:
             length, chunk = embeds.shape[1], generation_config.prefill_chunk_size or TOKENS_AT_ONCE
             mask, positions = model_kwargs.get("attention_mask"), model_kwargs["position_ids"]
             # Every chunk's attention is scaled as if all were read at once.
-            with sharper_attention(self.language_model, length, self.config.attention_log_base):
-                for start in range(0, length - chunk, chunk):
+            starts = range(0, length - chunk, chunk)
+            with (
+                sharper_attention(self.language_model, length, self.config.attention_log_base),
+                progress_bar(chunk * len(starts), "tokens", "prefill") as bar,
+            ):
+                for start in starts:
                     stop = start + chunk
                     self.language_model(
                         inputs_embeds=embeds[:, start:stop],
@@ -171,6 +176,7 @@ class VideoGeneration:
                         use_cache=True,
                         logits_to_keep=1,
                     )
+                    bar.update(chunk)
         rest = copy(generation_config)
         rest.prefill_chunk_size = None
         return super()._prefill(input_ids, rest, model_kwargs, is_first_iteration)

@@ -44,13 +44,13 @@ def progress_bar(total: int, unit: str, description: str, initial: int = 0) -> t
     """Make a bar to be moved by `update`; shown on a terminal and in a notebook that a person runs.
 
     Args:
-        total: how many units there are.
+        total: how many units there are; of none there is no bar.
         unit: what is counted, in the plural.
         description: what is being done.
         initial: how many were done before, by an earlier run.
     """
     # disable=None: no bar when stderr is not a terminal.
-    disable = True if is_headless() else None
+    disable = True if is_headless() or not total else None
     return tqdm(total=total, initial=initial, unit=f" {unit}", desc=description, disable=disable, dynamic_ncols=True)
 
 

@@ -5,6 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "peers": ["PEER_MODELS", "Peer"],
         "room": ["VIDEO_BYTES", "preflight"],
         "shapes": [
             "ATTENTION",
@@ -27,8 +28,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "stages": ["CostStage", "Costs", "DECODE_RATE", "UTILISATION", "cost_row"],
         "tables": [
             "MODELS",
-            "PEER_MODELS",
-            "Peer",
             "SCOPES",
             "costs_by_frames",
             "model_costs",

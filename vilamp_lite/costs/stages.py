@@ -1,7 +1,7 @@
 """Stages of an answer and what they cost together."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from vilamp_lite.common.checks import choice, finite_number
@@ -136,6 +136,35 @@ class Costs:
                 seconds = max(seconds, self._decode_bytes / gpu.bandwidth)
             rows.append(cost_row(stage, self.memory(stage), gpu, seconds / utilisation))
         return rows
+
+    def on(self, gpu: Gpu, *, utilisation: float = UTILISATION, decode_rate: float = DECODE_RATE) -> dict[str, Any]:
+        """All that is to say of a run on a GPU: tokens, bytes, whether they fit, and the stages of `schedule`.
+
+        Args:
+            gpu: as in `schedule`.
+            utilisation: as in `schedule`.
+            decode_rate: as in `schedule`.
+        """
+        stages = self.schedule(gpu, utilisation=utilisation, decode_rate=decode_rate)
+        return {
+            "model": self.model,
+            "gpu": asdict(gpu),
+            "workload": asdict(self.workload),
+            "utilisation": utilisation,
+            "decode_rate": decode_rate,
+            "visual_tokens": self.visual_tokens,
+            "tokens": self.tokens,
+            "context": self.context,
+            "fits_context": None if self.context is None else self.tokens <= self.context,
+            "weights": self.weights,
+            "kv_cache": self.kv_cache,
+            "peak_activations": self.peak_activations,
+            "peak_memory": self.peak_memory,
+            "fits": self.peak_memory <= gpu.memory,
+            "seconds": sum(stage["seconds"] for stage in stages),
+            "seconds_to_first_token": sum(stage["seconds"] for stage in stages if stage["stage"] != "decode"),
+            "stages": stages,
+        }
 
     @property
     def _decode_bytes(self) -> int:

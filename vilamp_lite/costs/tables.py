@@ -2,70 +2,14 @@
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from vilamp_lite.common.checks import choice
 from vilamp_lite.configuration import ViLaMPConfig
-from vilamp_lite.costs.shapes import (
-    ATTENTION,
-    CLIP_L,
-    DINOV2_G,
-    EVA_G,
-    GPUS,
-    QWEN2_7B,
-    QWEN2_VL,
-    SIGLIP,
-    UMT_L,
-    VICUNA_7B,
-    Gpu,
-    LanguageModel,
-    VisionTower,
-    Workload,
-)
+from vilamp_lite.costs.peers import PEER_MODELS
+from vilamp_lite.costs.shapes import ATTENTION, GPUS, Gpu, Workload
 from vilamp_lite.costs.stages import DECODE_RATE, UTILISATION, Costs, CostStage
 from vilamp_lite.costs.vilamp import answering, connector_flops, released_code_costs, vilamp_costs
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Another video-language model, as its own files document it.
-
-    Attributes:
-        title: its name.
-        towers: its vision towers.
-        language: its language model.
-        tokens_per_frame: the least that its files document.
-        connector: sizes of the connector's layers, from input to output; empty where its form is not known here.
-        connector_inputs: how many vectors a frame gives to the connector.
-        documented_frames: the most that its files speak of; None where they don't.
-        context: tokens that its language model takes; None where its files don't say.
-        max_kept: frames that reach the language model and all towers but the last; None for all.
-    """
-
-    title: str
-    towers: tuple[VisionTower, ...]
-    language: LanguageModel
-    tokens_per_frame: int
-    connector: tuple[int, ...] = ()
-    connector_inputs: int = 0
-    documented_frames: int | None = None
-    context: int | None = None
-    max_kept: int | None = None
-
-
-PEER_MODELS = {
-    "llama-vid": Peer("LLaMA-VID", (EVA_G,), VICUNA_7B, 2, context=65_536),
-    "videochat-flash": Peer(
-        "VideoChat-Flash", (UMT_L,), QWEN2_7B, 16, (1024, 3584, 3584), 16, documented_frames=10_000
-    ),
-    "longva": Peer(
-        "LongVA", (CLIP_L,), QWEN2_7B, 144, (1024, 3584, 3584), 576, documented_frames=2_000, context=224_000
-    ),
-    "longvu": Peer("LongVU", (SIGLIP, DINOV2_G), QWEN2_7B, 64, max_kept=400),
-    "llava-video": Peer("LLaVA-Video", (SIGLIP,), QWEN2_7B, 169, (1152, 3584, 3584), 729, documented_frames=64),
-    "qwen2-vl": Peer("Qwen2-VL", (QWEN2_VL,), QWEN2_7B, 64, (5120, 5120, 3584), 64, documented_frames=768),
-}
 
 
 def peer_costs(name: str, workload: Workload) -> Costs:
@@ -182,7 +126,7 @@ def costs_by_frames(
         for number in frames:
             costs = model_costs(name, Workload(number, **workload))
             prefill = next(stage for stage in costs.stages if stage.name == "prefill")
-            stages = costs.schedule(gpu, utilisation=utilisation, decode_rate=decode_rate)
+            there = costs.on(gpu, utilisation=utilisation, decode_rate=decode_rate)
             rows.append(
                 {
                     "model": costs.model,
@@ -196,8 +140,8 @@ def costs_by_frames(
                     "kv_cache": costs.kv_cache,
                     "activations": costs.peak_activations,
                     "memory": costs.peak_memory,
-                    "fits": costs.peak_memory <= gpu.memory,
-                    "seconds_to_first_token": sum(row["seconds"] for row in stages if row["stage"] != "decode"),
+                    "fits": there["fits"],
+                    "seconds_to_first_token": there["seconds_to_first_token"],
                     "documented": None if limit is None else number <= limit,
                 }
             )

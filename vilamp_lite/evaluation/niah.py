@@ -336,5 +336,7 @@ def qformer_file(directory: Path) -> Path:
     """Where a checkpoint keeps its Q-Former."""
     file = directory / "qformer" / "model.safetensors"
     if not file.is_file():
-        raise ValueError(f"the merger 'qformer' needs {file}, which `vilamp train` writes; leave it out, or train one")
+        raise ValueError(
+            f"the merger 'qformer' needs {file}, which `vilamp train miniature` writes; leave it out, or train one"
+        )
     return file

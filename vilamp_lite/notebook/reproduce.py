@@ -207,13 +207,12 @@ def run_notebook(
     Raises:
         ValueError: an unknown parameter, a value of another type, or a time limit that is not above 0.
     """
+    _require_time(time_limit)
     return _run(notebook, folder, check_parameters(notebook, parameters or {}), parameters or {}, time_limit)
 
 
 def _run(notebook: Path, folder: Path, values: Mapping[str, object], given: Iterable[str], time_limit: float) -> Run:
     """Run a notebook whose parameters are complete and checked; only those that are given replace its own."""
-    if not time_limit > 0:
-        raise ValueError(f"the time limit must be above 0 seconds, got {time_limit:g}")
     folder.mkdir(parents=True, exist_ok=True)
     for old in (folder / RESULT, *folder.glob("*.png")):
         old.unlink(missing_ok=True)
@@ -270,6 +269,7 @@ def run_notebooks(
     Raises:
         ValueError: two notebooks of one name, or as `run_notebook`; before anything runs.
     """
+    _require_time(time_limit)
     names = [notebook.stem for notebook in notebooks]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{', '.join(repeated)} would be written twice to {out}: name each notebook once")
@@ -279,6 +279,11 @@ def run_notebooks(
         run = _run(notebook, out / notebook.stem, values[notebook], parameters or {}, time_limit)
         print(f"{'failed after ' if run.error else ''}{run.seconds:.0f} s", file=sys.stderr)
         yield run
+
+
+def _require_time(limit: float) -> None:
+    if not limit > 0:
+        raise ValueError(f"the time limit must be above 0 seconds, got {limit:g}")
 
 
 def _cell_reached(executed: Path) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import lazy_loader
 
-# The model that `vilamp train --preset miniature --seed 0` made; it lies in the repository, not in the package.
+# The model that `vilamp train miniature --seed 0` made; it lies in the repository, not in the package.
 MINIATURE = Path(__file__).parents[2] / "data" / "vilamp-miniature"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(

@@ -12,7 +12,7 @@ from vilamp_lite.tinyworld.render import SIDE
 
 
 def miniature_config(**changes: Any) -> ViLaMPConfig:
-    """TinyWorld's model, which `vilamp train --preset miniature` trains: 16 patches, K = 4, 3 layers of width 128.
+    """TinyWorld's model, which `vilamp train miniature` trains: 16 patches, K = 4, 3 layers of width 128.
 
     Against `paper()` it adds the keyframe block, the scaled attention logits and the interpolated positions, keeps
     all of a keyframe's patches, starts the merge's temperature at 0.07, and has a Qwen3 for its language model.

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from vilamp_lite.checkpoints import from_llava_onevision, load_checkpoint, load_processor
 from vilamp_lite.common.checks import choice, positive_int
 from vilamp_lite.common.hub import IGNORED
 from vilamp_lite.common.outside import Text, checked_json
@@ -243,3 +244,46 @@ def finetune(
         processor.save_pretrained(folder / "model")
     accelerator.wait_for_everyone()
     return curve
+
+
+def finetune_checkpoint(
+    model: str | PathLike[str],
+    data: str | PathLike[str],
+    folder: str | PathLike[str],
+    *,
+    selector: str | PathLike[str] | None = None,
+    trains: str = "all but the encoders",
+    steps: int = 1000,
+    batch_size: int = 8,
+    learning_rate: float = 1e-5,
+    seed: int = 0,
+    mixed_precision: str = "no",
+    **options: Any,
+) -> Path:
+    """Load a checkpoint and a data set, and `finetune`; what can be refused is refused before weights are loaded.
+
+    Args:
+        model: a ViLaMP, or with a selector a LLaVA-OneVision.
+        data: see `read_examples`.
+        folder: for the state and the trained model.
+        selector: a CLIP that a LLaVA-OneVision becomes a ViLaMP with.
+        trains: a name in `TRAINABLE`.
+        steps: of the optimizer.
+        batch_size: examples per step, over all processes together.
+        learning_rate: its peak.
+        seed: of the examples drawn, and of new weights.
+        mixed_precision: "no" or "bf16".
+        options: of `finetune`: `max_frames`, `gradient_checkpointing`.
+
+    Returns:
+        The trained model's folder.
+    """
+    stage = Stage(choice("trains", trains, tuple(TRAINABLE)), steps, batch_size, learning_rate, weight_decay=0.0)
+    examples, accelerator = read_examples(data), make_accelerator(mixed_precision)
+    if selector is None:
+        vilamp = load_checkpoint(model, dtype=torch.float32)
+    else:
+        vilamp = from_llava_onevision(model, selector=selector, dtype=torch.float32, seed=seed)
+    processor = load_processor(model, vilamp.config, selector_tokenizer=selector)
+    finetune(vilamp, processor, examples, stage, trains, folder, seed, accelerator=accelerator, **options)
+    return Path(folder) / "model"

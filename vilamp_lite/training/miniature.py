@@ -8,7 +8,7 @@
 Alignment and grounding use the renderer's labels, which the paper's training has not.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vilamp_lite.baselines.mergers import QFormerMerger
-from vilamp_lite.baselines.peers import PEERS
 from vilamp_lite.common.checks import choice
 from vilamp_lite.common.hub import loaded
 from vilamp_lite.common.progress import loading_quietly
@@ -34,6 +33,7 @@ from vilamp_lite.training.examples import Examples
 from vilamp_lite.training.grounding import GroundingTask
 from vilamp_lite.training.loop import Stage, Task, make_accelerator, read_curve, run_stage
 from vilamp_lite.training.mixed import MixedTask, PeerTask
+from vilamp_lite.training.variants import STUDIES, stage_folder
 
 CONTRASTIVE = Stage("contrastive", steps=1500, batch_size=128, learning_rate=1e-3)
 
@@ -49,7 +49,7 @@ MIXED = Stage("mixed", steps=1300, batch_size=24, learning_rate=8e-4)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the miniature is trained; the defaults are `vilamp train --preset miniature`.
+    """How the miniature is trained; the defaults are `vilamp train miniature`.
 
     Attributes:
         contrastive: stage 1.
@@ -66,50 +66,6 @@ class Recipe:
     mixed: Stage = MIXED
     num_random: int = 6000
     num_pairs: int = 2500
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to train a reader: what differs from the full method, and what question that answers.
-
-    Attributes:
-        question: what the comparison with the full method tells.
-        config: fields of the configuration that differ.
-        grounding: whether stage 3 takes place; without it the merge learns from the answers, in stage 4.
-        peer: a name in `PEERS`, whose way to show a video stage 4 trains in place of ours.
-        shared: the stages in which nothing differs from the full method; they are trained once for both.
-    """
-
-    question: str
-    config: dict[str, Any] = field(default_factory=dict)
-    grounding: bool = True
-    peer: str | None = None
-    shared: tuple[str, ...] = ("contrastive", "alignment", "grounding")
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """The names of its stages, in order."""
-        return tuple(stage for stage in STAGES if self.grounding or stage != "grounding")
-
-
-STAGES = ("contrastive", "alignment", "grounding", "mixed")
-
-
-STUDIES = {
-    "full": Variant("the full method"),
-    "released_reference": Variant(
-        "what does the released code's slip of the reference frame cost?", {"reference": "released"}
-    ),
-    "no_keyframe_block": Variant(
-        "what does the keyframe block add?", {"keyframe_block": False}, shared=("contrastive",)
-    ),
-    "no_attention_scaling": Variant(
-        "what does sharper attention at length add?", {"attention_log_base": None}, shared=("contrastive",)
-    ),
-    "no_position_interpolation": Variant("what do interpolated positions add?", {"video_positions": None}),
-    "no_grounding": Variant("what do the merge's labels add?", grounding=False),
-    **{f"peer_{peer}": Variant(f"how good is {peer} with as many tokens?", peer=peer) for peer in PEERS},
-}
 
 
 def train_miniature(
@@ -156,14 +112,6 @@ def train_miniature(
         save_miniature(model, qformer, saved)
     accelerator.wait_for_everyone()
     return saved
-
-
-def stage_folder(folder: Path, study: str, seed: int, stage: str) -> Path:
-    """Where `train_miniature` keeps a stage of a training."""
-    if stage == "contrastive":
-        return folder / "encoder" / stage
-    owner = "full" if stage in STUDIES[study].shared else study
-    return folder / f"{owner}-seed{seed}" / stage
 
 
 def curves(folder: Path, study: str, seed: int) -> dict[str, np.ndarray]:

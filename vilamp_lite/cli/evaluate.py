@@ -1,0 +1,116 @@
+"""`vilamp evaluate niah` and `vilamp evaluate footage`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+from vilamp_lite.cli.options import AsJson, Device
+from vilamp_lite.cli.shown import interruptible, show, table
+from vilamp_lite.tinyworld import MINIATURE
+from vilamp_lite.tinyworld.questions import FAMILIES
+
+app = typer.Typer(no_args_is_help=True, help="Measure a model.")
+
+_FOLDER = Path("runs") / "evaluate"
+Out = Annotated[
+    Path | None,
+    Option(
+        help="Gets every prediction; what is finished there is skipped.",
+        show_default=f"a folder of {_FOLDER} for each model and its questions",
+    ),
+]
+
+
+@app.command()
+def niah(
+    model: Annotated[Path, Option(help="A TinyWorld model.", show_default="data/vilamp-miniature")] = MINIATURE,
+    frames: Annotated[str, Option(help="Lengths of the haystacks, such as 256,2048,10000.")] = "2048",
+    depths: Annotated[str, Option(help="Of the needle, from 0 (start) to 1 (end), such as 0,0.5,1.")] = "0.5",
+    families: Annotated[str, Option(help="Of questions.")] = ",".join(FAMILIES),
+    selector: Annotated[str, Option(help="How keyframes are chosen, such as dks,uniform.")] = "dks",
+    merger: Annotated[str, Option(help="Of the other frames, such as dfm,mean.")] = "dfm",
+    questions: Annotated[int, Option(help="In each cell.")] = 50,
+    seed: Annotated[int, Option(help="Of questions and haystacks.")] = 0,
+    processes: Annotated[int, Option(help="Each works on a cell at a time, with one thread.")] = 1,
+    out: Out = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask about needles in TinyWorld's haystacks (the paper's Fig. 2); each combination of the lists is a cell.
+
+    The depth is that of the first needle; a roll call's many are spread over the video, whatever the depth.
+    """
+    with interruptible(f"what is finished is kept in {out or _FOLDER}"):
+        from vilamp_lite.evaluation.niah import grid
+        from vilamp_lite.evaluation.runs import evaluate_cells
+
+        cells = grid(
+            _listed("frames", frames, int),
+            _listed("depths", depths, float),
+            _listed("families", families),
+            _listed("selector", selector),
+            _listed("merger", merger),
+            questions,
+        )
+        out = out or _own_folder(model, f"seed{seed}_questions{questions}")
+        result = evaluate_cells(model, cells, seed=seed, processes=processes, out=out, device=device).as_json()
+    rows = [
+        {name: cell[name] for name in ("frames", "depth", "family")}
+        | {
+            "variant": f"{cell['selector']} + {cell['merger']}",
+            "correct": f"{cell['correct']}/{cell['questions']}",
+            "accuracy (95 %)": f"{cell['accuracy']:.3f} ({cell['low']:.2f}–{cell['high']:.2f})",
+        }
+        for cell in result["cells"]
+    ]
+    title = f"VideoNIAH, {result['stamp']['model']}: mean accuracy {result['mean']:.3f}"
+    show(as_json, result, table(title, rows), f"Each prediction: {out}")
+
+
+@app.command()
+def footage(
+    cases: Annotated[
+        Path,
+        Argument(
+            metavar="CASES",
+            help="JSON: a list of {haystack, needle, depth, question, options, answer}.",
+            show_default=False,
+        ),
+    ],
+    model: Annotated[Path, Option(help="A checkpoint directory.", show_default=False)],
+    out: Out = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask about needles in haystacks of your own footage."""
+    with interruptible(f"what is finished is kept in {out or _FOLDER}"):
+        from vilamp_lite.common.fingerprints import file_sha256
+        from vilamp_lite.evaluation.footage import evaluate_cases, load_cases
+
+        loaded = load_cases(cases)
+        out = out or _own_folder(model, f"cases_{file_sha256(cases)[:16]}")
+        result = evaluate_cases(model, loaded, out=out, device=device)
+    columns = ("question", "answer", "prediction", "correct")
+    rows = [{name: prediction[name] for name in columns} for prediction in result["predictions"]]
+    right = f"{result['correct']} of {result['questions']} right (95 %: {result['low']:.2f}–{result['high']:.2f})"
+    show(as_json, result, table(f"{result['stamp']['model']}: {right}", rows), f"Each prediction: {out}")
+
+
+def _own_folder(model: Path, questions: str) -> Path:
+    """Where the predictions of one model and version of the code go."""
+    from vilamp_lite.checkpoints import load_config
+    from vilamp_lite.common.fingerprints import code_fingerprint, weights_fingerprint
+
+    load_config(model)  # refuses what is not a model
+    return _FOLDER / f"{weights_fingerprint(model)}_{code_fingerprint()}_{questions}"
+
+
+def _listed(option: str, text: str, kind: Callable[[str], Any] = str) -> list[Any]:
+    """Read a list with commas."""
+    try:
+        return [kind(part.strip()) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--{option} must be numbers with commas between them, got {text!r}") from error
