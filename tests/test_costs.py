@@ -1,7 +1,10 @@
 """What a video costs: closed forms against torch's counter on the meta device, and against sums by hand."""
 
 import json
+import subprocess
+import sys
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +23,7 @@ from transformers.initialization import no_init_weights
 from vilamp_lite.configuration import QWEN2_7B, SIGLIP_SO400M, ViLaMPConfig
 from vilamp_lite.costs.shapes import GPUS, LanguageModel, Transformer, VisionTower, Workload
 from vilamp_lite.costs.stages import Costs
-from vilamp_lite.costs.tables import MODELS, PEER_MODELS, costs_by_frames, model_costs, peer_costs, shares_of_peer
+from vilamp_lite.costs.tables import PEER_MODELS, costs_by_frames, model_costs, peer_costs, shares_of_peer
 from vilamp_lite.costs.vilamp import released_code_costs, vilamp_costs
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
 from vilamp_lite.plots.costs import flops_by_frames, memory_by_frames, stage_memory
@@ -107,9 +110,10 @@ def test_pairs_by_hand(tokens: int, steps: int) -> None:
     assert linear == read - language.prefill(tokens)[0] + steps * 2 * 11 * 8
 
 
-def test_visual_tokens_are_the_configurations() -> None:
-    for name, frames in (("vilamp", 600), ("vilamp-released", 10_000), ("released-code", 10)):
-        assert model_costs(name, Workload(frames)).visual_tokens == ViLaMPConfig.paper().visual_tokens(frames)
+def test_known_numbers_of_visual_tokens() -> None:
+    """196 · K + (N − K) + 1."""
+    for name in ("vilamp", "vilamp-released", "released-code"):
+        assert [model_costs(name, Workload(frames)).visual_tokens for frames in (600, 10_000)] == [6_841, 16_241]
     assert model_costs("vilamp", Workload(600), 5).visual_tokens == 5 * 196 + 595 + 1
 
 
@@ -149,6 +153,8 @@ def test_activations_are_what_tensors_hold_at_full_width() -> None:
     costs = {stage.name: stage for stage in vilamp_costs(config, workload).stages}
     with no_init_weights(), FakeTensorMode():
         model = ViLaMPForConditionalGeneration(config).eval()
+        with Held() as choosing:
+            model.embed_frames(torch.empty(8, 3, 224, 224))
         with Held() as seeing:
             patches = model.patch_features(torch.empty(8, 3, 384, 384))
         visual = config.visual_tokens(8)
@@ -159,6 +165,10 @@ def test_activations_are_what_tensors_hold_at_full_width() -> None:
         assert patches.shape == (8, 729, 1152)
     # The frames' pixels, read for the tower, are no activation of it.
     pixels = 4 * 8 * 3 * 384**2
+    # The selector computes in float32 whatever the type of the rest; its GELU holds a third tensor of the MLP's width.
+    (half, *_) = vilamp_costs(config, replace(workload, dtype="bfloat16")).stages
+    mlp = 4 * 8 * 50 * 3072
+    assert half.activations + mlp == pytest.approx(choosing.peak - 4 * 8 * 3 * 224**2, rel=0.02)
     assert costs["vision tower"].activations - tokens_made == pytest.approx(seeing.peak - pixels, rel=0.02)
     assert costs["prefill"].activations + costs["prefill"].cache - tokens_made == pytest.approx(prefill.peak, rel=0.02)
 
@@ -171,15 +181,28 @@ def test_the_released_code_holds_six_tensors_at_once() -> None:
     assert model_costs("vilamp-released", Workload(10_000)).peak_activations < released.activations / 100
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_more_frames_never_cost_less(model: str) -> None:
-    rows = costs_by_frames([model], [1, 2, 33, 500, 10_000])
-    for column in ("visual_tokens", "flops_square", "flops_causal", "memory", "seconds_to_first_token"):
-        values = [row[column] for row in rows]
-        assert values == sorted(values)
-    for row in rows:
-        assert row["prefill_causal"] < row["prefill_square"] <= row["flops_square"]
-        assert row["memory"] >= row["weights"] + row["activations"]
+def test_references_are_held_for_as_long_as_they_are_used() -> None:
+    """The paper's one at a time, the released slip's one for each keyframe; in float32 whatever the weights are."""
+    reference = 4 * 729 * 3584
+    slip, paper = (
+        {stage.name: stage for stage in vilamp_costs(ViLaMPConfig.released(reference=kind), Workload(100)).stages}
+        for kind in ("released", "preceding")
+    )
+    tokens_made = 2 * 3584 * (196 * 32 + 68 + 1)
+    assert paper["merging"].activations == 8 * reference * (2 * 2 + 4) // 4 + reference + tokens_made
+    assert paper["connectors"].activations == 2 * 8 * 729 * 3 * 3584 + reference + tokens_made
+    for stage in ("merging", "connectors"):
+        assert slip[stage].activations - paper[stage].activations == 31 * reference
+
+
+def test_a_table_by_frames_says_what_the_costs_say() -> None:
+    (row,) = costs_by_frames(["longva"], [3000], GPUS["h100-80gb"], utilisation=0.5)
+    costs = model_costs("longva", Workload(3000))
+    assert row["memory"] == max(costs.weights + stage.cache + stage.activations for stage in costs.stages)
+    assert row["prefill_causal"] == costs.stages[-2].linear + costs.stages[-2].causal
+    *before, _ = costs.schedule(GPUS["h100-80gb"], utilisation=0.5)
+    assert row["seconds_to_first_token"] == sum(stage["seconds"] for stage in before)
+    assert (row["fits"], row["documented"]) == (False, False)
 
 
 # --- Peers -----------------------------------------------------------------------------------------------------------
@@ -284,12 +307,34 @@ def test_time_is_flops_over_the_stated_part_of_the_peak() -> None:
     gpu = GPUS["h100-80gb"]
     rows = {row["stage"]: row for row in costs.schedule(gpu, utilisation=0.5, decode_rate=40)}
     assert rows["video decoding"]["seconds"] == 2 * 1000 / 40
+    once, *_ = model_costs("released-code", Workload(1000)).schedule(gpu, decode_rate=40)
+    assert once["seconds"] == 1000 / 40
     stages = {stage.name: stage for stage in costs.stages}
     assert rows["prefill"]["seconds"] == pytest.approx(stages["prefill"].flops("causal") / (0.5 * 989e12))
     assert rows["selector"]["seconds"] == pytest.approx(stages["selector"].flops("causal") / (0.5 * 67e12))
     # Ten tokens: each reads 7.07 billion weights (all but the embeddings) of two bytes, and the cache.
     read = 10 * (2 * 7.07e9 + costs.kv_cache)
     assert rows["decode"]["seconds"] == pytest.approx(read / (0.5 * 3.35e12), rel=2e-3)
+
+
+# What the chips are made of: multiprocessors; FLOPs of each per cycle, in tensor cores and in float32, with the boost
+# clock of each in GHz; width of the memory's bus in bits, and Gbit/s of each of its lines.
+CHIPS = {
+    "a100-40gb": (108, (2048, 1.41), (128, 1.41), (5120, 2.43)),
+    "a100-80gb": (108, (2048, 1.41), (128, 1.41), (5120, 3.186)),
+    "rtx-4090": (128, (512, 2.52), (256, 2.52), (384, 21)),
+    "h100-80gb": (132, (4096, 1.83), (256, 1.98), (5120, 5.24)),
+}
+
+
+def test_data_sheets_follow_from_the_chips() -> None:
+    assert set(GPUS) == set(CHIPS)
+    for name, (processors, half, single, memory) in CHIPS.items():
+        gpu = GPUS[name]
+        assert gpu.half == pytest.approx(processors * half[0] * half[1] * 1e9, rel=0.01)
+        assert gpu.single == pytest.approx(processors * single[0] * single[1] * 1e9, rel=0.01)
+        assert gpu.bandwidth == pytest.approx(memory[0] / 8 * memory[1] * 1e9, rel=0.01)
+        assert f" {gpu.memory / 1e9:.0f} GB" in gpu.name
 
 
 @pytest.mark.parametrize(("model", "fits"), [("vilamp", True), ("videochat-flash", False), ("released-code", False)])
@@ -331,6 +376,25 @@ def test_what_is_not_counted_is_refused() -> None:
         model_costs("vilamp", workload).schedule(GPUS["a100-40gb"], utilisation=1.5)
     with pytest.raises(ValueError, match="attention"):
         model_costs("vilamp", workload).flops("half")
+
+
+# --- Imports ---------------------------------------------------------------------------------------------------------
+
+
+def test_costs_need_no_torch() -> None:
+    """But ViLaMP's own do: transformers loads it for any model's configuration."""
+    code = """
+import sys
+from vilamp_lite import cli
+from vilamp_lite.costs import room, shapes, stages, tables, vilamp
+sys.argv = ["vilamp", "costs", "--model", "longva", "--json"]
+try:
+    cli.main()
+finally:
+    assert "torch" not in sys.modules
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert json.loads(run.stdout)["model"] == "LongVA", run.stderr
 
 
 # --- Command and figures ---------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Loading from directories in transformers' format: safetensors only, and an error that names the checkpoint."""
 
 import json
-from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,30 +15,39 @@ if TYPE_CHECKING:
 IGNORED = -100  # transformers' label of a token that does not count
 
 
+def weight_files(path: Path) -> tuple[list[Path], set[str]]:
+    """A checkpoint's files of weights, all of which are there, and the tensors that its index names, if it has one.
+
+    Raises:
+        ValueError: there are none, one is missing, or the index is none.
+    """
+    index = path / "model.safetensors.index.json"
+    files, tensors = {"model.safetensors"}, set()
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError(f"{index} names no weights; copy or download it again")
+        files, tensors = set(weight_map.values()), set(weight_map)
+    if missing := sorted(name for name in files if not (path / name).is_file()):
+        raise ValueError(f"{path} lacks {', '.join(missing)}; weights are read from safetensors only")
+    return [path / name for name in sorted(files)], tensors
+
+
 def read_safetensors(path: str | PathLike[str]) -> "dict[str, torch.Tensor]":
     """Read all weights of a directory: model.safetensors, or the shards that its index names.
 
     Raises:
         ValueError: there are none, one is missing or damaged, or a shard lacks a tensor of the index.
     """
-    path = Path(path)
-    index = path / "model.safetensors.index.json"
-    weight_map: Mapping[str, str] | None = read_json(index).get("weight_map", {}) if index.is_file() else None
-    if weight_map is not None and not weight_map:
-        raise ValueError(f"{index} names no weights; copy or download it again")
-    files = sorted(set(weight_map.values())) if weight_map else ["model.safetensors"]
+    files, named = weight_files(Path(path))
     weights: dict[str, Any] = {}
-    for name in files:
-        file = path / name
-        if not file.is_file():
-            raise ValueError(f"{path} lacks {name}; weights are read from safetensors only")
+    for file in files:
         try:
             with safe_open(file, framework="pt") as stored:
                 weights |= {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged ({error}); copy or download it again") from error
-    absent = sorted(set(weight_map or ()) - set(weights))
-    if absent:
+    if absent := sorted(named - set(weights)):
         raise ValueError(f"{path}: the shards lack {', '.join(absent)}, which the index names")
     return weights
 

@@ -3,8 +3,6 @@
 from typing import Any
 
 _FORMER = {"top_relevance": "top_k", "adaptive": "aks", "differential": "dfm", "max_relevance": "max"}
-
-
 _FIELDS = ("selector", "selectors", "merger", "mergers", "variants")
 
 

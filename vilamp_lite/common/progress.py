@@ -10,7 +10,6 @@ from contextvars import ContextVar
 from tqdm.auto import tqdm
 
 Listener = Callable[[str], AbstractContextManager[None]]
-
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 

@@ -10,11 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-
-
 _DECIDES = ("vilamp_lite", "data")  # what a result follows from
-
-
 _PACKAGES = ("vilamp-lite", "torch", "transformers", "av", "numpy", "papermill")
 
 

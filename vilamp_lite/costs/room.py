@@ -1,24 +1,20 @@
 """What a long run needs, looked at before it starts: checkpoint, tokenizers, device, memory, disk."""
 
-import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
 
-from vilamp_lite.checkpoints import load_config, load_processor
-from vilamp_lite.common.hub import usable_device
-from vilamp_lite.configuration import ViLaMPConfig
+from vilamp_lite.common.hub import usable_device, weight_files
 from vilamp_lite.costs.shapes import BYTES, Workload
 from vilamp_lite.costs.vilamp import vilamp_costs
 
+if TYPE_CHECKING:
+    from vilamp_lite.configuration import ViLaMPConfig
+
 VIDEO_BYTES = 10_000  # of a TinyWorld frame on disk: 4.4 kB, twice while its parts are joined
-
-
 _MARGIN = 1.1  # of memory: an allocator's reserve, a kernel's workspace
-
-
 _CPU_RUNTIME = 1_000_000_000  # bytes of libraries and of a batch
 
 
@@ -51,10 +47,12 @@ def preflight(
     Raises:
         ValueError: one of them won't do; the message says how much is lacking, and what to change.
     """
-    if dtype not in BYTES:
-        raise ValueError(f"dtype must be one of {', '.join(BYTES)}, got {dtype!r}")
+    import torch
+
+    from vilamp_lite.checkpoints import load_config, load_processor
+
     config = load_config(model)
-    size = sum(file.stat().st_size for file in _weights(model))
+    size = sum(file.stat().st_size for file in weight_files(model)[0])
     workload = Workload(num_frames, dtype=dtype)
     config.require_room(num_frames, workload.prompt_tokens, workload.answer_tokens)
     tokens = config.visual_tokens(num_frames)
@@ -91,24 +89,7 @@ def preflight(
     ]
 
 
-def _weights(model: Path) -> list[Path]:
-    """The files of a checkpoint's weights; those that its index names must all be there."""
-    index = model / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            files = [model / name for name in set(json.loads(index.read_text())["weight_map"].values())]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index} is not an index of weights ({error}): download it again") from error
-    else:
-        files = list(model.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{model} holds no weights (*.safetensors): download the whole checkpoint")
-    if missing := sorted(file.name for file in files if not file.is_file()):
-        raise ValueError(f"{model} lacks {', '.join(missing)}, which its index names: download the whole checkpoint")
-    return files
-
-
-def _memory_needed(config: ViLaMPConfig, workload: Workload, size: int) -> float:
+def _memory_needed(config: "ViLaMPConfig", workload: Workload, size: int) -> float:
     """Bytes: by `costs` for the published shapes; the miniature's are few beside the libraries' own."""
     if config.selector_config.model_type == "tinyworld":
         return 2 * size + _CPU_RUNTIME

@@ -5,15 +5,10 @@ from dataclasses import dataclass
 from vilamp_lite.common.checks import choice, positive_int
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-
-
 ATTENTION = ("square", "causal", "none")
-
 
 # Chosen so that a reader can do the sums: the text around the video, and the answer.
 _PROMPT_TOKENS = 64
-
-
 _ANSWER_TOKENS = 128
 FRAMES_AT_ONCE = 8
 
@@ -55,9 +50,6 @@ class Workload:
         answer_tokens: generated; the first comes out of the prefill, the others are decoded.
         dtype: of weights, activations and cache: "bfloat16", "float16" or "float32".
         batch_size: frames in a vision tower at a time.
-
-    Raises:
-        ValueError: a number out of range, or an unknown type.
     """
 
     num_frames: int
@@ -68,11 +60,9 @@ class Workload:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        positive_int("num_frames", self.num_frames)
-        if self.prompt_tokens != 0:
-            positive_int("prompt_tokens", self.prompt_tokens)
-        positive_int("answer_tokens", self.answer_tokens)
-        positive_int("batch_size", self.batch_size)
+        for name in ("num_frames", "prompt_tokens", "answer_tokens", "batch_size"):
+            if (name, getattr(self, name)) != ("prompt_tokens", 0):
+                positive_int(name, getattr(self, name))
         choice("dtype", self.dtype, tuple(BYTES))
 
     @property
@@ -210,25 +200,12 @@ def _plain(layers: int, width: int, mlp: int, heads: int, gated: bool = False) -
 
 # From the models' published configurations. EVA-ViT-G and UMT-L are given with all their layers.
 SIGLIP = VisionTower("SigLIP-so400m/14-384", _plain(27, 1152, 4304, 16), 27**2, 3 * 14**2)
-
-
 CLIP_L = VisionTower("CLIP ViT-L/14-336", _plain(24, 1024, 4096, 16), 24**2, 3 * 14**2, class_tokens=1)
-
-
 EVA_G = VisionTower("EVA-ViT-G/14-224", _plain(40, 1408, 6144, 16), 16**2, 3 * 14**2, class_tokens=1)
-
-
 UMT_L = VisionTower("UMT-L/16-224", _plain(24, 1024, 4096, 16), 4 * 14**2, 3 * 16**2, frames=4)
-
-
 DINOV2_G = VisionTower("DINOv2-g/14-378", _plain(40, 1536, 4096, 24, gated=True), 27**2, 3 * 14**2, class_tokens=1)
-
 
 # Two frames make one grid of patches, of which the language model gets a quarter: 2 × 64 tokens of 512 patches.
 QWEN2_VL = VisionTower("Qwen2-VL's ViT", _plain(32, 1280, 5120, 16), 4 * 2 * 64, 2 * 3 * 14**2, frames=2)
-
-
 QWEN2_7B = LanguageModel("Qwen2-7B", Transformer(28, 3584, 18944, 28, 4, 128, gated=True), 152064)
-
-
 VICUNA_7B = LanguageModel("Vicuna-7B", _plain(32, 4096, 11008, 32, gated=True), 32000)

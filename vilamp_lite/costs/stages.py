@@ -10,8 +10,6 @@ from vilamp_lite.costs.shapes import ATTENTION, Gpu, Workload
 # Sampled frames a second in one pass: about what PyAV gives on two CPU cores for 640×360 H.264 at 30 frames a second of
 # which one is sampled. It hangs on the file and the machine: measure yours.
 DECODE_RATE = 100.0
-
-
 UTILISATION = 0.4
 
 
@@ -40,11 +38,7 @@ class CostStage:
     single: bool = False
 
     def flops(self, attention: str = "causal") -> int:
-        """All its FLOPs, with attention as a "square", "causal", or "none" of it.
-
-        Raises:
-            ValueError: another word.
-        """
+        """All its FLOPs, with attention as a "square", "causal", or "none" of it."""
         choice("attention", attention, ATTENTION)
         return self.linear + {"square": self.square, "causal": self.causal, "none": 0}[attention]
 
@@ -98,11 +92,7 @@ class Costs:
         return self.weights + stage.cache + stage.activations
 
     def flops(self, attention: str = "causal", *, without: Iterable[str] = ("decode",)) -> int:
-        """FLOPs up to the first token, or of all stages but those named.
-
-        Raises:
-            ValueError: an unknown way of counting.
-        """
+        """FLOPs up to the first token, or of all stages but those named."""
         return sum(stage.flops(attention) for stage in self.stages if stage.name not in without)
 
     def schedule(
@@ -118,23 +108,20 @@ class Costs:
         Returns:
             A row for each stage, "video decoding" first: stage, counts, `flops_linear`, `flops_attention_square`,
             `flops_attention_causal`, `memory` in bytes, `fits`, `seconds`.
-
-        Raises:
-            ValueError: a utilisation or a rate out of range.
         """
         if finite_number("utilisation", utilisation, above=0) > 1:
             raise ValueError(f"utilisation is a part of the peak, at most 1, got {utilisation}")
         finite_number("decode_rate", decode_rate, above=0)
         seconds = self.passes * self.workload.num_frames / decode_rate
         words = f"{self.passes} × the file on the CPU, at {decode_rate:g} sampled frames/s; resizing left out"
-        rows = [cost_row(CostStage("video decoding", words), self.weights, gpu, seconds)]
+        rows = [self._row(CostStage("video decoding", words), self.weights, gpu, seconds)]
         for stage in self.stages:
             single = stage.single or self.workload.dtype == "float32"
             seconds = stage.flops() / (gpu.single if single else gpu.half)
             if stage.name == "decode":
                 # Each token reads all weights of the language model and the cache so far, for few FLOPs.
                 seconds = max(seconds, self._decode_bytes / gpu.bandwidth)
-            rows.append(cost_row(stage, self.memory(stage), gpu, seconds / utilisation))
+            rows.append(self._row(stage, self.memory(stage), gpu, seconds / utilisation))
         return rows
 
     def on(self, gpu: Gpu, *, utilisation: float = UTILISATION, decode_rate: float = DECODE_RATE) -> dict[str, Any]:
@@ -173,16 +160,15 @@ class Costs:
         # FLOPs per step are two for each weight that is read.
         return self.stages[-1].linear // 2 * self.workload.bytes + steps * self.kv_cache
 
-
-def cost_row(stage: CostStage, memory: int, gpu: Gpu, seconds: float) -> dict[str, Any]:
-    """A stage as a row of a table."""
-    return {
-        "stage": stage.name,
-        "counts": stage.counts,
-        "flops_linear": stage.linear,
-        "flops_attention_square": stage.square,
-        "flops_attention_causal": stage.causal,
-        "memory": memory,
-        "fits": memory <= gpu.memory,
-        "seconds": seconds,
-    }
+    @staticmethod
+    def _row(stage: CostStage, memory: int, gpu: Gpu, seconds: float) -> dict[str, Any]:
+        return {
+            "stage": stage.name,
+            "counts": stage.counts,
+            "flops_linear": stage.linear,
+            "flops_attention_square": stage.square,
+            "flops_attention_causal": stage.causal,
+            "memory": memory,
+            "fits": memory <= gpu.memory,
+            "seconds": seconds,
+        }

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from vilamp_lite.common.checks import choice
-from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.costs.peers import PEER_MODELS
 from vilamp_lite.costs.shapes import ATTENTION, GPUS, Gpu, Workload
 from vilamp_lite.costs.stages import DECODE_RATE, UTILISATION, Costs, CostStage
@@ -21,9 +20,6 @@ def peer_costs(name: str, workload: Workload) -> Costs:
     Args:
         name: in `PEER_MODELS`.
         workload: what is asked.
-
-    Raises:
-        ValueError: an unknown name.
     """
     peer = PEER_MODELS[choice("peer", name, tuple(PEER_MODELS))]
     frames, size = workload.num_frames, workload.bytes
@@ -74,15 +70,14 @@ def model_costs(name: str, workload: Workload, num_keyframes: int | None = None)
         name: "vilamp" (`ViLaMPConfig.paper()`), "vilamp-released" (`ViLaMPConfig.released()`), both streaming as this
             package does; "released-code", which holds all frames at once; or a peer's.
         workload: what is asked.
-        num_keyframes: K' of the first three; min(N, 32) when left out.
-
-    Raises:
-        ValueError: an unknown name, or keyframes for a peer, which has none.
+        num_keyframes: K' of the first three, for a peer has none; min(N, 32) when left out.
     """
     if choice("model", name, MODELS) in PEER_MODELS:
         if num_keyframes is not None:
             raise ValueError(f"{name} has no keyframes: leave out their number")
         return peer_costs(name, workload)
+    from vilamp_lite.configuration import ViLaMPConfig  # loads torch, as transformers' configurations do
+
     if name == "released-code":
         return released_code_costs(workload, num_keyframes)
     config = ViLaMPConfig.paper() if name == "vilamp" else ViLaMPConfig.released()
@@ -113,9 +108,6 @@ def costs_by_frames(
         `flops_causal`) and of its prefill alone (`prefill_square`, `prefill_causal`), bytes (weights, kv_cache,
         activations, memory), `fits`, `seconds_to_first_token`, `documented` (whether the model's own files speak of so
         many frames; None where they name no number).
-
-    Raises:
-        ValueError: as `model_costs` and `Costs.schedule`.
     """
     rows = []
     frames = list(frames)
@@ -166,16 +158,15 @@ def shares_of_peer(num_frames: int = 8192, peer: str = "videochat-flash") -> lis
 
     Args:
         num_frames: N.
-        peer: a name in `PEERS`.
+        peer: a name in `PEER_MODELS`.
 
     Returns:
         A row for each of three ways of working ("paper" and "released" stream, "released code" does not), 196 or 729
         tokens per keyframe, three ways of counting attention, and `SCOPES`: way, tokens_per_keyframe, attention,
         scope, flops, peer_flops, share.
-
-    Raises:
-        ValueError: an unknown peer, or a number of frames below 1.
     """
+    from vilamp_lite.configuration import ViLaMPConfig
+
     workload = Workload(num_frames, prompt_tokens=0)
     other = peer_costs(peer, workload)
     ways = {

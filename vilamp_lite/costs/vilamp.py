@@ -1,7 +1,7 @@
-"""What a video costs: visual tokens, FLOPs, memory and seconds, for ViLaMP and its peers at full size.
+"""What ViLaMP costs for a video: visual tokens, FLOPs, memory and seconds, streaming and as the released code works.
 
-Everything is a closed form of the models' shapes; `count_flops` counts ViLaMP's FLOPs instead, with torch's counter on
-the meta device, and a test holds the two together. What the figures mean:
+Everything is a closed form of the models' shapes; a test counts the FLOPs with torch's counter too. What the figures
+mean:
 
 * FLOPs are 2 × multiply-adds of matrix products and convolutions. Norms, activations, softmax, rotary embeddings,
   pooling and the selection itself are left out: they are a small part of the work, and torch's counter omits them too.
@@ -18,27 +18,27 @@ the meta device, and a test holds the two together. What the figures mean:
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedConfig
 
 from vilamp_lite.common.checks import choice
-from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.costs.shapes import BYTES, LanguageModel, Transformer, VisionTower, Workload
 from vilamp_lite.costs.stages import Costs, CostStage
 
+if TYPE_CHECKING:  # transformers loads torch for its configurations, which takes seconds
+    from transformers import PreTrainedConfig
 
-def vilamp_costs(config: ViLaMPConfig, workload: Workload, num_keyframes: int | None = None) -> Costs:
+    from vilamp_lite.configuration import ViLaMPConfig
+
+
+def vilamp_costs(config: "ViLaMPConfig", workload: Workload, num_keyframes: int | None = None) -> Costs:
     """What this package's ViLaMP costs, streaming: the paper's model, or the released one, chunk by chunk.
 
     Args:
         config: a SigLIP or CLIP vision tower, a CLIP selector and a Qwen2 or Llama, of any size.
         workload: what is asked.
         num_keyframes: K'; min(N, K), the most there can be, when left out.
-
-    Raises:
-        ValueError: another kind of model, an unsuitable number of keyframes, or a `keyframe_block`.
     """
     frames = workload.num_frames
     visual_tokens = config.visual_tokens(frames, num_keyframes)
@@ -128,17 +128,15 @@ def vilamp_costs(config: ViLaMPConfig, workload: Workload, num_keyframes: int | 
 def released_code_costs(workload: Workload, num_keyframes: int | None = None, **changes: Any) -> Costs:
     """What the released code costs, which holds all frames' features at once (observed, see notebook 04).
 
-    At the merge's peak that is the vision tower's [N, M, D_v], six tensors [N, M, D] — projected, reference and four
-    mapped ones — and the query repeated to [N, M, 512]. Each frame, keyframes too, is projected, mapped and merged.
+    The merge's peak is `numbers_held` for each frame. Each frame, keyframes too, is projected, mapped and merged.
 
     Args:
         workload: what is asked.
         num_keyframes: K'; min(N, K) when left out.
         changes: fields of `ViLaMPConfig.released` to set otherwise.
-
-    Raises:
-        ValueError: as `vilamp_costs`.
     """
+    from vilamp_lite.configuration import ViLaMPConfig
+
     config = ViLaMPConfig.released(**changes)
     costs = vilamp_costs(config, workload, num_keyframes)
     patches = workload.num_frames * config.num_patches
@@ -153,12 +151,23 @@ def released_code_costs(workload: Workload, num_keyframes: int | None = None, **
         },
         "merging": {
             "linear": patches * (2 * (3 * text**2 + query * text) + 6 * text),
-            "activations": features + workload.bytes * patches * (6 * text + query),
+            "activations": workload.bytes * workload.num_frames * numbers_held(config),
             "counts": "four maps, cosines and sum for every patch of all frames, six tensors [N, M, D] held at once",
         },
     }
     stages = tuple(replace(stage, **changed.get(stage.name, {})) for stage in costs.stages)
     return replace(costs, model="ViLaMP, released code", stages=stages, passes=1)
+
+
+def numbers_held(config: "ViLaMPConfig") -> int:
+    """Numbers that the released code's way holds for each frame when it merges.
+
+    They are the vision tower's patches [M, D_v], the query repeated to [M, 512], and six tensors [M, D]: the projected
+    patches, their reference and four mapped ones; fewer where a configuration does without.
+    """
+    maps = 2 * (config.merge_relevance == "mapped") + 2 * (config.merge_redundancy == "mapped")
+    tensors = 1 + maps + (not config.merge_before_projection)
+    return config.num_patches * (config.vision_config.hidden_size + tensors * config.merge_size + config.query_size)
 
 
 def answering(language: LanguageModel, visual_tokens: int, workload: Workload) -> tuple[CostStage, CostStage]:
@@ -204,7 +213,7 @@ _KINDS = {
 }
 
 
-def _body(config: PreTrainedConfig) -> Transformer:
+def _body(config: "PreTrainedConfig") -> Transformer:
     """Read a transformer's shape from its configuration."""
     gated = _KINDS[choice("model_type", config.model_type, tuple(_KINDS))]
     heads = config.num_attention_heads
@@ -219,7 +228,7 @@ def _body(config: PreTrainedConfig) -> Transformer:
     )
 
 
-def _tower(config: PreTrainedConfig) -> VisionTower:
+def _tower(config: "PreTrainedConfig") -> VisionTower:
     body = _body(_of_kind(config, "siglip_vision_model", "clip_vision_model"))
     if getattr(config, "vision_use_head", False):
         raise ValueError("costs know no pooling head: set vision_use_head=False in vision_config")
@@ -234,7 +243,7 @@ def _tower(config: PreTrainedConfig) -> VisionTower:
     )
 
 
-def _selector(config: ViLaMPConfig) -> tuple[VisionTower, Transformer, tuple[int, int], int]:
+def _selector(config: "ViLaMPConfig") -> tuple[VisionTower, Transformer, tuple[int, int], int]:
     """A CLIP's vision tower, its text layers, the weights of its two projections, and all its weights."""
     selector = _of_kind(config.selector_config, "clip")
     tower, text = _tower(selector.vision_config), _body(selector.text_config)
@@ -243,26 +252,25 @@ def _selector(config: ViLaMPConfig) -> tuple[VisionTower, Transformer, tuple[int
     return tower, text, projections, tower.weights + text.weights + sum(projections) + embeddings * text.width
 
 
-def _language(config: PreTrainedConfig) -> LanguageModel:
+def _language(config: "PreTrainedConfig") -> LanguageModel:
     body = _body(_of_kind(config, "qwen2", "llama"))
     if config.tie_word_embeddings:
         raise ValueError("costs know language models with a head of their own: set tie_word_embeddings=False")
     return LanguageModel(f"{config.model_type}, {body.layers} layers", body, config.vocab_size)
 
 
-def _of_kind(config: PreTrainedConfig, *kinds: str) -> PreTrainedConfig:
+def _of_kind(config: "PreTrainedConfig", *kinds: str) -> "PreTrainedConfig":
     """Take a configuration of one of a few kinds."""
     choice("model_type", config.model_type, kinds)
     return config
 
 
 def all_at_once_memory(
-    config: ViLaMPConfig, num_frames: int, done: np.ndarray, bytes_per_number: int = 4
+    config: "ViLaMPConfig", num_frames: int, done: np.ndarray, bytes_per_number: int = 4
 ) -> np.ndarray:
     """What the released code's way would hold beside the model, by arithmetic.
 
-    While it reads, pixels of both towers; then each frame's patches, its reference, the repeated query, and a copy for
-    every learned map.
+    While it reads, pixels of both towers; then `numbers_held` for each frame.
 
     Args:
         config: the model's.
@@ -275,8 +283,5 @@ def all_at_once_memory(
     """
     sides = config.vision_config.image_size, config.selector_config.vision_config.image_size
     pixels = 3 * sum(side**2 for side in sides)
-    maps = 2 * (config.merge_relevance == "mapped") + 2 * (config.merge_redundancy == "mapped")
-    tensors = 1 + maps + (not config.merge_before_projection)  # reference, maps, projected
-    features = config.num_patches * (config.vision_config.hidden_size + tensors * config.merge_size + config.query_size)
     read, merged = np.minimum(done, num_frames), np.maximum(done - num_frames, 0)
-    return bytes_per_number * (pixels * read + features * merged)
+    return bytes_per_number * (pixels * read + numbers_held(config) * merged)

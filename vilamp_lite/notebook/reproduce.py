@@ -26,17 +26,9 @@ from vilamp_lite.common.stamp import ROOT, make_stamp
 from vilamp_lite.notebook.metrics import recorded
 
 NOTEBOOKS = ROOT / "notebooks"
-
-
 TIME_LIMIT = 1800.0  # seconds of one notebook; a stuck cell would otherwise wait for ever
-
-
 RESULT = "result.json"
-
-
 _KERNEL_START = 300  # seconds; papermill's 60 are too few on a busy machine
-
-
 _TYPES = {kind.__name__: kind for kind in (bool, int, float, str, list, dict)}
 
 

@@ -16,17 +16,9 @@ from vilamp_lite.common.checks import choice, positive_int
 from vilamp_lite.tinyworld.render import COLORS, GRID, SHAPES, Scene, Thing
 
 SPLITS = ("train", "test")
-
-
 SCENE_FRAMES = (4, 12)  # frames of a scene, at least and at most
-
-
 _COLORS = tuple(COLORS)
-
-
 _SEEDS = 2**40
-
-
 Needles = list[tuple[list[tuple[str, str]], int]]  # what each needle scene shows (shape, color), and for how long
 
 

@@ -16,13 +16,8 @@ from vilamp_lite.common.files import written_whole
 from vilamp_lite.video.timeline import VideoInfo
 
 SIDE = 64  # pixels
-
-
 GRID = 4  # cells across and down
-
-
 SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond", "ring", "heart", "moon", "arrow")
-
 
 COLORS = {
     "red": (225, 40, 45),
@@ -35,28 +30,13 @@ COLORS = {
     "white": (245, 245, 245),
 }
 
-
 FORMAT_TAG = "vilamp tinyworld"  # the files' `comment`, by which they are known
-
-
 _CELL = SIDE // GRID
-
-
 _SIZES = np.arange(11, 15)  # pixels across a thing
-
-
 _MARGIN = 4  # pixels beyond each side, so that things may tremble at the edge
-
-
 _JITTER = 2  # pixels from the cell's middle
-
-
 _DRIFT = 12  # pixels that a background can drift
-
-
 _COARSE = 9  # points across a background, between which it is smooth
-
-
 _NOISE = 5.0  # standard deviation of the pixels' noise
 
 
@@ -243,9 +223,5 @@ def _inside(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 _MASKS = _shape_masks()
-
-
 _SMOOTH = _smooth_matrix()
-
-
 _SHEET = np.random.default_rng(0).normal(0, _NOISE, (192, 192, 3)).astype(np.float32)

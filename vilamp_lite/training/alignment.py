@@ -10,14 +10,8 @@ from vilamp_lite.tinyworld.render import SHAPES
 from vilamp_lite.training.examples import COLOR_NAMES, Examples, MiniatureTask, questions_about
 
 LATE = 0.4  # the share of alignment's steps after which the hard questions prevail
-
-
 KEYFRAMES_ONLY = 0.45  # the share of alignment's videos without single patches
-
-
 FEW, MANY = 12, 150  # at most so many single patches beside those that are asked for
-
-
 MOST_AROUND = 8  # merged frames of a keyframe's scene
 
 

@@ -19,8 +19,6 @@ from vilamp_lite.tinyworld.render import COLORS, SHAPES, Scene
 from vilamp_lite.training.loop import Task
 
 COLOR_NAMES = tuple(COLORS)
-
-
 _ROWS_AT_ONCE = 8  # conversations that the language model reads at a time
 
 

@@ -27,10 +27,7 @@ from vilamp_lite.processing import ViLaMPProcessor
 from vilamp_lite.training.loop import Stage, Task, make_accelerator, run_stage
 
 _MOST_NAMED = 5  # missing videos in an error
-
-
 _CONNECTORS = ("keyframe_connector", "own_merged_connector", "keyframe_block", "video_newline")
-
 
 # What a stage can train, as parts of the model. Of the paper it is known that it trains in three stages, not what each
 # trains; of the released script, that it trains connector and language model, with merge and encoders frozen. The other

@@ -28,8 +28,6 @@ from vilamp_lite.common.files import alone_in, written_whole
 from vilamp_lite.common.progress import progress_bar
 
 _STATE = "state.safetensors"
-
-
 _SHOWN = 50  # steps over which the bar averages
 
 

@@ -36,14 +36,8 @@ from vilamp_lite.training.mixed import MixedTask, PeerTask
 from vilamp_lite.training.variants import STUDIES, stage_folder
 
 CONTRASTIVE = Stage("contrastive", steps=1500, batch_size=128, learning_rate=1e-3)
-
-
 ALIGNMENT = Stage("alignment", steps=1200, batch_size=32, learning_rate=2e-3)
-
-
 GROUNDING = Stage("grounding", steps=500, batch_size=64, learning_rate=2e-3)
-
-
 MIXED = Stage("mixed", steps=1300, batch_size=24, learning_rate=8e-4)
 
 

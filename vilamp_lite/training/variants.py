@@ -31,7 +31,6 @@ class Variant:
 
 STAGES = ("contrastive", "alignment", "grounding", "mixed")
 
-
 STUDIES = {
     "full": Variant("the full method"),
     "released_reference": Variant(
