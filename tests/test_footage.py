@@ -12,7 +12,7 @@ from video_files import read_numbers, write_video
 
 from vilamp_lite.checkpoints import load_checkpoint, load_processor
 from vilamp_lite.evaluation import footage as footage_module
-from vilamp_lite.evaluation.footage import Case, Splice, encode_splice, evaluate_cases, load_cases
+from vilamp_lite.evaluation.footage import Case, Splice, evaluate_cases, load_cases
 from vilamp_lite.evaluation.scoring import wilson_interval
 from vilamp_lite.generation import Answer
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
@@ -47,10 +47,11 @@ def make_case(footage: Path, **changes: object) -> Case:
 @pytest.mark.parametrize("batch_size", [1, 5, 8, 64])
 def test_a_splice_holds_the_needle_at_its_depth(depth: float, place: int, batch_size: int, footage: Path) -> None:
     splice = Splice.of(make_case(footage, depth=depth), fps=1)
-    assert (splice.place, splice.needle_frames, splice.num_frames) == (place, 5, 25)
+    assert (splice.place, splice.needle.num_frames, splice.num_frames) == (place, 5, 25)
     shown = []
-    for frames in splice.batches(batch_size):
+    for frames, indices, timestamps in splice.batches(batch_size):
         assert 0 < len(frames) <= batch_size
+        assert indices.tolist() == timestamps.tolist() == list(range(len(shown), len(shown) + len(frames)))
         shown += [(number, frames.shape[1]) for number in read_numbers(frames)]
     hay, needle = [(number, 128) for number in range(20)], [(number, 64) for number in range(5)]
     assert shown == [*hay[:place], *needle, *hay[place:]]
@@ -58,10 +59,11 @@ def test_a_splice_holds_the_needle_at_its_depth(depth: float, place: int, batch_
 
 def test_a_splices_frames_one_by_one(footage: Path) -> None:
     splice = Splice.of(make_case(footage), fps=0.5)
-    together = [frame for frames in splice.batches(8) for frame in frames]
+    together = [frame for batch in splice.batches(8) for frame in batch.frames]
     assert len(together) == splice.num_frames == 10 + 3
     for number, frame in enumerate(together):
-        assert np.array_equal(splice.frame(number)[0], frame)
+        assert np.array_equal(splice.at([number])[0], frame)
+    assert np.array_equal(splice.at([12, 0]), [together[12], together[0]])
 
 
 @pytest.mark.parametrize("depth", [0, 0.5])
@@ -69,13 +71,13 @@ def test_a_splice_is_encoded_like_its_frames(
     depth: float, footage: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor
 ) -> None:
     splice = Splice.of(make_case(footage, depth=depth), fps=1)
-    pixels = torch.cat([processor.vision_pixels(frames) for frames in splice.batches(8)])
+    pixels = torch.cat([processor.vision_pixels(batch.frames) for batch in splice.batches(8)])
     ahead = []
     for question in ("what color is the star?", "which two are with the moon?"):
         with torch.no_grad():
             query = model.embed_query(**processor.selector_query([question]))[0]
             expected = model.encode_frames(pixels, pixels, query)
-        sequence = encode_splice(model, splice, question, processor)
+        sequence = model.encode_video(splice, question, processor)
         torch.testing.assert_close(sequence.embeds, expected.embeds, rtol=0, atol=1e-5)
         assert torch.equal(sequence.keyframes, expected.keyframes)
         ahead += model.early_references(25, expected.keyframes)
@@ -132,7 +134,7 @@ def test_a_real_answer_to_a_case(
 ) -> None:
     case = make_case(footage)
     (prediction,) = evaluate_cases(miniature, [case])["predictions"]
-    sequence = encode_splice(model, Splice.of(case, 1), case.question, processor)
+    sequence = model.encode_video(Splice.of(case, 1), case.question, processor)
     prompt = processor.prompts([case.prompt])
     tokens = model.generate(**prompt, video_embeds=[sequence.embeds], max_new_tokens=32, do_sample=False)
     assert prediction["prediction"] == processor.batch_decode(tokens)[0]

@@ -4,7 +4,7 @@ import lazy_loader
 
 _NAMES = {
     "attention": "CURVE answer_attention attention_study merged_patches share_needed",
-    "footage": "Case Splice encode_splice evaluate_cases load_cases",
+    "footage": "Case Splice evaluate_cases load_cases",
     "niah": "Cell CellResult Evaluation Examiner POOL SceneFeatures cell_haystacks cell_questions grid load_qformer",
     "report": "beside_claim beside_figure difference_text find grid_of matching mean_text not_best pooled "
     "results_table share_text source_text spread_text told_apart variant_name verdict",

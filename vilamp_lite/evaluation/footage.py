@@ -22,10 +22,9 @@ from vilamp_lite.common.stamp import make_stamp
 from vilamp_lite.evaluation.results import Prediction, kept_result, make_prediction
 from vilamp_lite.evaluation.scoring import answers_match, option_matches, require_distinct, score
 from vilamp_lite.generation import answer
-from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
+from vilamp_lite.modeling import ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
-from vilamp_lite.streaming.encode import FrameProcessor, frames_at_once
-from vilamp_lite.video.source import frames_at, stream_frames
+from vilamp_lite.video.source import FrameBatch, SampledVideo
 
 _ANSWER_TOKENS = 32
 _CASES = "a case has haystack, needle, depth, question, options (a list, empty for an open question) and answer"
@@ -94,23 +93,19 @@ def load_cases(path: str | os.PathLike[str]) -> list[Case]:
 
 @dataclass(frozen=True)
 class Splice:
-    """A needle inside a haystack, frame by frame; nothing is written or held but a batch.
+    """A needle inside a haystack, a source of frames like either of them; nothing is written, or held but a batch.
 
     Attributes:
-        haystack: a video file.
-        needle: a video file.
-        fps: frames sampled per second of both.
+        haystack: the long video.
+        needle: the video that is shown whole inside it.
         place: the needle's first frame in the whole.
-        needle_frames: how many it has.
-        num_frames: N, of the whole.
+        fps: frames sampled per second of both.
     """
 
-    haystack: Path
-    needle: Path
-    fps: float
+    haystack: SampledVideo
+    needle: SampledVideo
     place: int
-    needle_frames: int
-    num_frames: int
+    fps: float
 
     @classmethod
     def of(cls, case: Case, fps: float) -> "Splice":
@@ -119,73 +114,44 @@ class Splice:
         Raises:
             VideoError: a file can't be read.
         """
-        hay, needle = (stream_frames(path, fps=fps).num_frames for path in (case.haystack, case.needle))
-        return cls(case.haystack, case.needle, fps, round(case.depth * hay), needle, hay + needle)
+        haystack, needle = (SampledVideo(path, fps=fps) for path in (case.haystack, case.needle))
+        return cls(haystack, needle, round(case.depth * haystack.num_frames), fps)
 
-    def batches(self, batch_size: int) -> Iterator[np.ndarray]:
-        """Yield the frames in order, uint8 [B, H, W, 3]; haystack and needle never share a batch.
+    @property
+    def num_frames(self) -> int:
+        """N, of the whole."""
+        return self.haystack.num_frames + self.needle.num_frames
 
-        Raises:
-            VideoError: a file can't be read, or not to its end.
-        """
-        left = self.place  # haystack frames before the needle
-        for frames, _, _ in stream_frames(self.haystack, fps=self.fps, batch_size=batch_size):
-            if 0 <= left < len(frames):
-                yield from (part for part in (frames[:left],) if len(part))
-                yield from self._needle_batches(batch_size)
-                yield frames[left:]
-            else:
-                yield frames
-            left -= len(frames)
-        if left == 0:
-            yield from self._needle_batches(batch_size)
+    def batches(self, batch_size: int) -> Iterator[FrameBatch]:
+        """All frames in order; haystack and needle, whose sizes may differ, never share a batch."""
+        start = 0
+        for frames in self._parts(batch_size):
+            numbers = np.arange(start, start := start + len(frames))
+            yield FrameBatch(frames, numbers, numbers / self.fps)
 
-    def frame(self, number: int) -> np.ndarray:
-        """One frame, uint8 [1, H, W, 3]."""
+    def at(self, samples: Sequence[int]) -> np.ndarray:
+        """A few frames of one size, uint8 [len(samples), H, W, 3]."""
+        return np.concatenate([self._frame(number) for number in samples])
+
+    def _parts(self, batch_size: int) -> Iterator[np.ndarray]:
+        start = 0
+        for frames, _, _ in self.haystack.batches(batch_size):
+            stop = start + len(frames)
+            if start <= self.place < stop:
+                before, frames = np.split(frames, [self.place - start])
+                if len(before):
+                    yield before
+                yield from (batch.frames for batch in self.needle.batches(batch_size))
+            yield frames
+            start = stop
+        if start == self.place:
+            yield from (batch.frames for batch in self.needle.batches(batch_size))
+
+    def _frame(self, number: int) -> np.ndarray:
         in_needle = number - self.place
-        if 0 <= in_needle < self.needle_frames:
-            return frames_at(self.needle, [in_needle], fps=self.fps)
-        return frames_at(self.haystack, [number if in_needle < 0 else number - self.needle_frames], fps=self.fps)
-
-    def _needle_batches(self, batch_size: int) -> Iterator[np.ndarray]:
-        return (batch.frames for batch in stream_frames(self.needle, fps=self.fps, batch_size=batch_size))
-
-
-@torch.inference_mode()
-def encode_splice(
-    model: ViLaMPForConditionalGeneration, splice: Splice, query: str, processor: FrameProcessor
-) -> MixedPrecisionSequence:
-    """Stream a splice into its mixed-precision sequence, in two passes, as `encode_video` does with a file.
-
-    Memory: one batch of frames, one selector embedding per frame, the patches of reference frames, and the tokens.
-
-    Args:
-        model: any.
-        splice: needle and haystack.
-        query: what the keyframes should be relevant to; the bare question.
-        processor: makes pixels and query tokens.
-
-    Raises:
-        ValueError: no frame is a keyframe.
-        VideoError: a file can't be read, or not to its end.
-    """
-    query_embed = model.embed_query(**processor.selector_query([query]))[0]
-    embeds = []
-    with progress_bar(2 * splice.num_frames, "frames", "decode, encode") as bar:
-
-        def watched() -> Iterator[np.ndarray]:
-            for frames in splice.batches(frames_at_once(model.config)):
-                yield frames
-                bar.update(len(frames))
-
-        for frames in watched():
-            embeds.append(model.embed_frames(processor.selector_pixels(frames)).cpu())
-        return model.distill(
-            torch.cat(embeds),
-            (model.patch_features(processor.vision_pixels(frames)) for frames in watched()),
-            lambda frame: model.patch_features(processor.vision_pixels(splice.frame(frame)))[0],
-            query_embed,
-        )
+        if 0 <= in_needle < self.needle.num_frames:
+            return self.needle.at([in_needle])
+        return self.haystack.at([number if in_needle < 0 else number - self.needle.num_frames])
 
 
 def evaluate_cases(
@@ -248,7 +214,7 @@ def evaluate_cases(
 def _answer_case(
     model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor, case: Case, splice: Splice
 ) -> Prediction:
-    sequence = encode_splice(model, splice, case.question, processor)
+    sequence = model.encode_video(splice, case.question, processor)
     said = answer(model, processor, case.prompt, sequence, max_new_tokens=_ANSWER_TOKENS).text
-    needle = (splice.place, splice.place + splice.needle_frames)
+    needle = (splice.place, splice.place + splice.needle.num_frames)
     return make_prediction(case.question, case.answer, said, case.is_correct(said), sequence, [needle])
