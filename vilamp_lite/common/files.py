@@ -13,16 +13,19 @@ LOCK = ".lock"
 
 
 @contextmanager
-def written_whole(path: str | os.PathLike[str], *, durable: bool = False) -> Iterator[Path]:
+def written_whole(
+    path: str | os.PathLike[str], *, durable: bool = False, waiting: Path | None = None
+) -> Iterator[Path]:
     """Give a path to write to; what is there at the end takes the place of `path`, and after an error nothing does.
 
     Args:
         path: the file; its folder is there.
         durable: wait until the system has the file and its name on the disk, for what took hours to make.
+        waiting: its path until then, for who writes alone there: what a kill leaves is written over the next time.
     """
     path = Path(path)
     # A name of this process alone, so that two that write the same file do not mix; FFmpeg goes by the last ending.
-    waiting = path.with_name(f"{path.stem}.{os.getpid()}{path.suffix}")
+    waiting = waiting or path.with_name(f"{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield waiting
         if durable:

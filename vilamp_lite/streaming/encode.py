@@ -102,6 +102,17 @@ def prepared(
             bar.update(len(batch.indices))
 
 
+def sampled(
+    video: str | PathLike[str] | FrameSource, config: ViLaMPConfig, fps: float | None, max_frames: int | None
+) -> FrameSource:
+    """A file as it is asked for, or else as the configuration samples it; a source as it is."""
+    if not isinstance(video, FrameSource):
+        return SampledVideo(video, fps=config.fps if fps is None else fps, max_frames=max_frames)
+    if fps is not None or max_frames is not None:
+        raise ValueError("fps and max_frames are for files: a source of frames is sampled already")
+    return video
+
+
 class VideoEncoding:
     """The part of the model that turns a video into its mixed-precision sequence."""
 
@@ -158,7 +169,7 @@ class VideoEncoding:
             VideoError: the file can't be read, or not to its end.
         """
         with stage("probe"):
-            source = self._sampled(video, fps, max_frames)
+            source = sampled(video, self.config, fps, max_frames)
             self.config.require_room(source.num_frames)
         batch_size = frames_at_once(self.config) if batch_size is None else batch_size
         frame_embeds, timestamps = KeptRows(source.num_frames), KeptRows(source.num_frames)
@@ -181,13 +192,3 @@ class VideoEncoding:
         patches = (self.patch_features(pixels) for _, pixels in one_pass("decode, encode", processor.vision_pixels))
         sequence = self.distill(frame_embeds.rows, patches, patches_at, query_embed)
         return replace(sequence, timestamps=timestamps.rows.numpy())
-
-    def _sampled(
-        self, video: str | PathLike[str] | FrameSource, fps: float | None, max_frames: int | None
-    ) -> FrameSource:
-        """A file as the configuration samples it; a source as it is."""
-        if isinstance(video, FrameSource):
-            if fps is not None or max_frames is not None:
-                raise ValueError("fps and max_frames are for files: a source of frames is sampled already")
-            return video
-        return SampledVideo(video, fps=self.config.fps if fps is None else fps, max_frames=max_frames)

@@ -20,6 +20,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
+from itertools import count
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,15 @@ import torch
 from safetensors import safe_open
 
 from vilamp_lite.common.checks import require_finite
-from vilamp_lite.common.files import LOCK, alone_in
+from vilamp_lite.common.files import LOCK, alone_in, written_whole
 from vilamp_lite.common.fingerprints import file_sha256
 from vilamp_lite.common.progress import progress_bar
+from vilamp_lite.generation import answer
 from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
-from vilamp_lite.streaming.encode import FrameProcessor, frames_at_once
-from vilamp_lite.video.ahead import made_ahead, mapped_ahead
-from vilamp_lite.video.source import FrameBatch, FrameStream, stream_frames
+from vilamp_lite.streaming.encode import FrameProcessor, frames_at_once, prepared, sampled
+from vilamp_lite.video.ahead import mapped_ahead
+from vilamp_lite.video.source import SampledVideo
 
 FRAMES_PER_SHARD = 32  # a multiple of `frames_at_once`; 54 MB with the paper's model
 
@@ -91,6 +93,7 @@ class FeatureStore:
     def __init__(self, folder: Path) -> None:
         """Name the folder; `open` checks it."""
         self.folder = folder
+        self._made_of: dict[str, Any] | None = None
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> "FeatureStore":
@@ -102,7 +105,7 @@ class FeatureStore:
         store = cls(Path(folder))
         if store.folder.exists() and not store.folder.is_dir():
             raise ValueError(f"{folder} is not a folder: a store is one")
-        if store.folder.is_dir() and store._manifest() is None:
+        if store.folder.is_dir() and not store._is_made():
             others = {path.name for path in store.folder.iterdir()} - {LOCK, _WAITING}
             if others:
                 raise ValueError(f"{folder} holds other files and no {_MANIFEST}: name a store, or a new folder")
@@ -110,11 +113,7 @@ class FeatureStore:
 
     @property
     def num_frames(self) -> int:
-        """N, the frames of the video.
-
-        Raises:
-            ValueError: no video has been encoded into this folder.
-        """
+        """N, the frames of the video."""
         return self.settings["num_frames"]
 
     @property
@@ -124,17 +123,16 @@ class FeatureStore:
         Raises:
             ValueError: no video has been encoded into this folder.
         """
-        manifest = self._manifest()
-        if manifest is None:
+        if not self._is_made():
             raise ValueError(f"{self.folder} holds no encoded video: `vilamp encode VIDEO` makes a store")
-        return manifest
+        return self._made_of
 
     # --- Writing -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def encode(
         self,
-        video: str | os.PathLike[str],
+        video: str | os.PathLike[str] | SampledVideo,
         model: ViLaMPForConditionalGeneration,
         processor: FrameProcessor,
         *,
@@ -148,30 +146,31 @@ class FeatureStore:
         files are the same in the end, on the same machine. Memory: two batches of frames, and a few times one shard.
 
         Args:
-            video: the video file.
+            video: the video file, or one that is sampled already.
             model: its vision tower and selector make the features.
             processor: makes pixels, such as `ViLaMPProcessor`.
-            fps: frames sampled per second; the configuration's when left out.
-            max_frames: the most frames to sample, spread over the video.
+            fps: frames sampled per second of a file; the configuration's when left out.
+            max_frames: the most frames to sample of a file, spread over it.
             dtype: of the stored patches, one of `STORED_TYPES`; what it costs is in `summary().error`. Selector
                 embeddings stay in float32: a keyframe is chosen by thresholds.
 
         Raises:
-            ValueError: bad options; more tokens than the language model's context holds; the store is of another video,
-                sampling, model or type, or another process writes to it; a patch that the type can't hold.
+            ValueError: more tokens than the language model's context holds; the store is of another video, sampling,
+                model or type, or another process writes to it; a patch that the type can't hold.
             VideoError: the file can't be read, or not to its end.
             OSError: the disk is full, or can't be written to; finished shards are kept.
         """
         if dtype not in STORED_TYPES:
             raise ValueError(f"dtype must be one of {', '.join(map(_type_name, STORED_TYPES))}, got {dtype}")
-        fps = float(model.config.fps if fps is None else fps)
-        stream = stream_frames(video, fps=fps, max_frames=max_frames, batch_size=frames_at_once(model.config))
-        model.config.require_room(stream.num_frames)
+        source = sampled(video, model.config, fps, max_frames)
+        if not isinstance(source, SampledVideo) or source.size is not None:
+            raise ValueError("a store is of a video file, with its frames as they are stored there")
+        model.config.require_room(source.num_frames)
         made_of = {
-            "video": file_sha256(video),
-            "fps": fps,
-            "max_frames": None if max_frames is None else int(max_frames),
-            "num_frames": stream.num_frames,
+            "video": file_sha256(source.info.path),
+            "fps": source.fps,
+            "max_frames": source.max_frames,
+            "num_frames": source.num_frames,
             "dtype": _type_name(dtype),
             **_model_settings(model, processor),
         }
@@ -179,14 +178,13 @@ class FeatureStore:
         with alone_in(self.folder, "encoding"):
             self._claim(made_of)
             if missing := self._clean():
-                self._fill(stream, missing, model, processor, dtype)
+                self._fill(source, missing, model, processor, dtype)
 
     def _claim(self, made_of: dict[str, Any]) -> None:
         """Write the manifest of a new store; refuse to add to a store that was made otherwise."""
-        found = self._manifest()
-        if found is None:
+        if not self._is_made():
             self._write(_MANIFEST, (json.dumps(made_of, indent=1) + "\n").encode())
-        elif other := _differences(found, made_of):
+        elif other := _differences(self.settings, made_of):
             raise ValueError(
                 f"{self.folder} was encoded otherwise ({other}); choose another folder, or delete it to start again"
             )
@@ -204,42 +202,31 @@ class FeatureStore:
 
     def _fill(
         self,
-        stream: FrameStream,
+        source: SampledVideo,
         missing: set[int],
         model: ViLaMPForConditionalGeneration,
         processor: FrameProcessor,
         dtype: torch.dtype,
     ) -> None:
         """Encode the frames of the missing shards; the others are only decoded past."""
-        last = max(missing)
+        at_once, end = frames_at_once(model.config), (max(missing) + 1) * FRAMES_PER_SHARD
+        numbers = (start // FRAMES_PER_SHARD for start in count(0, at_once))
 
-        def prepared() -> Iterator[tuple[FrameBatch, int, list[torch.Tensor]]]:
-            """Batches, their shard's number and, where that is missing, their pixels for selector and vision tower."""
-            seen = 0
-            with closing(stream):
-                for batch in stream:
-                    number = seen // FRAMES_PER_SHARD
-                    seen += len(batch.frames)
-                    if number > last:
-                        return
-                    makers = (processor.selector_pixels, processor.vision_pixels) if number in missing else ()
-                    yield batch, number, [make(batch.frames) for make in makers]
+        def pixels_of_missing(frames: np.ndarray) -> list[torch.Tensor]:
+            makers = (processor.selector_pixels, processor.vision_pixels) if next(numbers) in missing else ()
+            return [make(frames) for make in makers]
 
+        batches = prepared(source.batches(at_once), source.num_frames, "decode, encode", pixels_of_missing)
         parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-        seen = 0
-        batches = made_ahead(prepared())
-        with closing(batches), progress_bar(stream.num_frames, "frames", "decode, encode") as bar:
-            for batch, number, pixels in batches:
-                seen += len(batch.frames)
-                bar.update(len(batch.frames))
+        with closing(batches):
+            for start, (batch, pixels) in zip(range(0, end, at_once), batches, strict=False):
                 if not pixels:
                     continue
-                selector_pixels, vision_pixels = pixels
-                embeds = model.embed_frames(selector_pixels)
-                patches = model.patch_features(vision_pixels)
+                embeds, patches = model.embed_frames(pixels[0]), model.patch_features(pixels[1])
                 parts.append((embeds.cpu(), torch.from_numpy(batch.timestamps), patches.cpu()))
-                if seen % FRAMES_PER_SHARD == 0 or seen == stream.num_frames:
-                    self._write_shard(number, *map(torch.cat, zip(*parts, strict=True)), dtype)
+                stop = start + len(batch.frames)
+                if stop % FRAMES_PER_SHARD == 0 or stop == source.num_frames:
+                    self._write_shard(start // FRAMES_PER_SHARD, *map(torch.cat, zip(*parts, strict=True)), dtype)
                     parts.clear()
 
     def _write_shard(
@@ -263,20 +250,14 @@ class FeatureStore:
 
     def _write(self, name: str, data: bytes) -> None:
         """Write a file whole or not at all, and onto the disk: a store is hours of work."""
-        waiting = self.folder / _WAITING
         try:
-            with waiting.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(waiting, self.folder / name)
+            with written_whole(self.folder / name, durable=True, waiting=self.folder / _WAITING) as waiting:
+                waiting.write_bytes(data)
         except OSError as error:
             raise OSError(
                 f"can't write {len(data):,} bytes into {self.folder} ({error.strerror}); what is finished there is "
                 "kept: make room, and run the same command again"
             ) from error
-        finally:
-            waiting.unlink(missing_ok=True)
 
     # --- Reading -----------------------------------------------------------------------------------------------------
 
@@ -296,16 +277,10 @@ class FeatureStore:
             question: what to answer.
             processor: the model's.
             max_new_tokens: the longest answer.
-
-        Raises:
-            ValueError: as `sequence`.
         """
-        sequence = self.sequence(model, question, processor)
-        prompts = processor.prompts([question])
-        answer = model.generate(
-            **prompts, video_embeds=[sequence.embeds], max_new_tokens=max_new_tokens, do_sample=False
-        )
-        return processor.batch_decode(answer)[0]
+        return answer(
+            model, processor, question, self.sequence(model, question, processor), max_new_tokens=max_new_tokens
+        ).text
 
     @torch.no_grad()
     def sequence(
@@ -409,17 +384,21 @@ class FeatureStore:
         checksum.update(data)
         return f"{kind}-{number:05d}-{checksum.hexdigest()}.safetensors"
 
-    def _manifest(self) -> dict[str, Any] | None:
+    def _is_made(self) -> bool:
+        """Tell whether there is a manifest; it is read once."""
         file = self.folder / _MANIFEST
-        if not file.is_file():
-            return None
-        try:
-            manifest = json.loads(file.read_text())
-            if manifest["num_frames"] >= 1:
-                return manifest
-        except (ValueError, KeyError, TypeError):
-            pass
-        raise ValueError(f"{file} is damaged, or no store's; delete the folder to start again, or choose another")
+        if self._made_of is None and file.is_file():
+            try:
+                manifest = json.loads(file.read_text())
+                if manifest["num_frames"] >= 1:
+                    self._made_of = manifest
+            except (ValueError, KeyError, TypeError):
+                pass
+            if self._made_of is None:
+                raise ValueError(
+                    f"{file} is damaged, or no store's; delete the folder to start again, or choose another"
+                )
+        return self._made_of is not None
 
 
 def _model_settings(model: ViLaMPForConditionalGeneration, processor: FrameProcessor) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from transformers.generation import BaseStreamer
 
 from vilamp_lite.common.progress import announced_to
+from vilamp_lite.generation import answer
 from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
 from vilamp_lite.streaming.feature_store import FeatureStore
@@ -201,7 +202,6 @@ def measured_answer(
             precision can bring about.
         VideoError: the file can't be read, or not to its end.
     """
-    prompt = processor.prompts([question])
     with Stopwatch(model.device) as clock:
         if store is None:
             with clock.stage("probe"):
@@ -215,26 +215,17 @@ def measured_answer(
             with clock.stage(STORE_STAGES[1]):
                 sequence = store.sequence(model, question, processor)
         with clock.stage("prefill"):
-            output = model.generate(
-                **prompt,
-                video_embeds=[sequence.embeds],
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                streamer=_FirstToken(clock),
-                output_logits=True,
-                return_dict_in_generate=True,
+            said = answer(
+                model, processor, question, sequence, max_new_tokens=max_new_tokens, streamer=_FirstToken(clock)
             )
-    if not all(bool(logits.isfinite().all()) for logits in output.logits):
-        raise ValueError(f"logits are not finite in {model.language_model.dtype}: use bfloat16 or float32")
-    tokens = output.sequences[0]
     num_frames, visual = len(sequence.timestamps), len(sequence.embeds)
     frames = dict.fromkeys(("selector embedding", "selection", "patches and merging", *STORE_STAGES), num_frames)
     frames |= dict.fromkeys(("decode", "resizing"), 2 * num_frames)  # two passes over the file
     counted = {
         "patches and merging": visual,
         "selection and merging": visual,
-        "prefill": visual + prompt["input_ids"].shape[1] - 1,
-        "decoding": len(tokens),
+        "prefill": visual + processor.prompts([question])["input_ids"].shape[1] - 1,
+        "decoding": len(said.tokens),
     }
     total = sum(about["seconds"] for about in clock.stages.values())
     known = (*VIDEO_STAGES, *STORE_STAGES, *ANSWER_STAGES)
@@ -243,6 +234,4 @@ def measured_answer(
         | {"frames": frames.get(stage), "tokens": counted.get(stage)}
         for stage, about in sorted(clock.stages.items(), key=lambda item: known.index(item[0]))
     ]
-    return MeasuredAnswer(
-        processor.batch_decode(output.sequences)[0].strip(), tokens, sequence, rows, clock.before, np.array(clock.trace)
-    )
+    return MeasuredAnswer(said.text, said.tokens, sequence, rows, clock.before, np.array(clock.trace))

@@ -98,6 +98,9 @@ class SampledVideo:
     Attributes:
         info: What the file holds.
         num_frames: Samples, known before anything but the first frame is decoded.
+        fps: Samples per second of video.
+        max_frames: The most samples that were asked for, or None.
+        size: Height and width that the pictures are resized to, or None.
     """
 
     def __init__(
@@ -123,15 +126,15 @@ class SampledVideo:
         Raises:
             VideoError: If the file can't be read, is cut short, or isn't one that the backend reads correctly.
         """
-        path, fps = _checked_path(path), _checked_fps(fps)
-        max_frames = None if max_frames is None else positive_int("max_frames", max_frames)
-        size = None if size is None else _checked_size(size)
+        path, rate = _checked_path(path), _checked_fps(fps)
+        self.fps = float(fps)
+        self.max_frames = None if max_frames is None else positive_int("max_frames", max_frames)
+        self.size = None if size is None else _checked_size(size)
         choice("backend", backend, ("auto", "decord", "pyav"))
         timeline = read_timeline(path)
-        self._timeline, self._plan = timeline, plan_samples(timeline, fps, max_frames)
-        self._file = DecordFile(timeline) if backend == "decord" else PyAVFile(timeline)
-        self._size = size or (timeline.info.height, timeline.info.width)
         self.info: VideoInfo = timeline.info
+        self._timeline, self._plan = timeline, plan_samples(timeline, rate, self.max_frames)
+        self._file = DecordFile(timeline) if backend == "decord" else PyAVFile(timeline)
         self.num_frames = len(self._plan.positions)
 
     def batches(self, batch_size: int = 32) -> FrameStream:
@@ -170,22 +173,29 @@ class SampledVideo:
             raise ValueError(f"samples must lie in 0…{self.num_frames - 1} with this sampling, got {wanted.max()}")
         few, copies = np.unique(wanted, return_inverse=True)
         with closing(self._file.pictures(self._plan.of(few), leave_open=True)) as pictures:
-            return np.stack([_resized(picture, *self._size) for picture, _ in pictures])[copies]
+            return np.stack([self._resized(picture) for picture, _ in pictures])[copies]
 
     def _batches(self, pictures: Pictures, batch_size: int) -> Generator[FrameBatch, None, None]:
         try:
             for start in range(0, self.num_frames, batch_size):
                 rows = min(batch_size, self.num_frames - start)
-                frames = np.empty((rows, *self._size, 3), np.uint8)
+                frames = np.empty((rows, *(self.size or (self.info.height, self.info.width)), 3), np.uint8)
                 positions = np.empty(rows, np.int64)
                 for row, (picture, position) in enumerate(islice(pictures, rows)):
-                    frames[row] = _resized(picture, *self._size)
+                    frames[row] = self._resized(picture)
                     positions[row] = position
                 if start + rows == self.num_frames:
                     pictures.close()  # before the last batch: who knows their number won't ask for another
                 yield FrameBatch(frames, positions, self._timeline.seconds(self._timeline.ticks[positions]))
         finally:
             pictures.close()
+
+    def _resized(self, picture: np.ndarray) -> np.ndarray:
+        """As stored or as asked for, the same way for either decoder."""
+        height, width = self.size or (self.info.height, self.info.width)
+        if picture.shape[:2] == (height, width):
+            return picture
+        return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
@@ -249,10 +259,3 @@ def _checked_size(size: Any) -> tuple[int, int]:
     if not isinstance(size, tuple | list) or len(size) != 2:
         raise ValueError(f"size must be a pair (height, width), got {size!r}")
     return positive_int("size[0] (height)", size[0]), positive_int("size[1] (width)", size[1])
-
-
-def _resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize a picture, the same way for either decoder."""
-    if picture.shape[:2] == (height, width):
-        return picture
-    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
