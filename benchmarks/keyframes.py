@@ -1,8 +1,9 @@
-"""Choosing keyframes: ours against the N×N similarity matrix of the released code, k-means and AKS.
+"""Choosing keyframes: ours against the N×N matrix of the released code, a plain loop, k-means and AKS.
 
 Run with `python -m benchmarks.keyframes`.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -55,6 +56,27 @@ def n_by_n(num_frames: int, num_scenes: int) -> Callable[[], object]:
     return work
 
 
+def plain_loop(num_frames: int, num_scenes: int) -> Callable[[], object]:
+    """Algorithm 1 in nine lines, with a normalised copy of all frames."""
+    embeds, query = video(num_frames, num_scenes)
+
+    def work() -> list[int]:
+        units = F.normalize(embeds, dim=1)
+        relevance = units @ F.normalize(query, dim=0)
+        order, refused_by = [], torch.full((num_frames,), -1)
+        for frame in relevance.argsort(descending=True, stable=True).tolist():
+            if len(order) == MAX_KEYFRAMES:
+                break
+            highest, nearest = (units[order] @ units[frame]).max(dim=0) if order else (-math.inf, None)
+            if highest <= THRESHOLD:
+                order.append(frame)
+            else:
+                refused_by[frame] = order[nearest]
+        return order
+
+    return work
+
+
 def k_means(num_frames: int, num_scenes: int) -> Callable[[], object]:
     embeds, query = video(num_frames, num_scenes)
     return lambda: kmeans_keyframes(embeds, query, max_keyframes=MAX_KEYFRAMES)
@@ -65,22 +87,34 @@ def aks(num_frames: int, num_scenes: int) -> Callable[[], object]:
     return lambda: aks_keyframes(embeds, query, max_keyframes=MAX_KEYFRAMES)
 
 
-METHODS = {"N×N": n_by_n, "ours": ours, "k-means": k_means, "AKS": aks}
+METHODS = {"N×N": n_by_n, "plain loop": plain_loop, "ours": ours, "k-means": k_means, "AKS": aks}
 # The largest N that each baseline is run at: 100,000 frames need 40 GB for the N×N matrix, and k-means minutes.
-LIMITS = {"N×N": 10_000, "k-means": 10_000}
+LIMITS = {"N×N": 10_000, "plain loop": 100_000, "k-means": 10_000}
 # One scene for 20 frames: the walk ends at K. Ten scenes: it visits every frame and ends with ten keyframes.
 CASES = [(n, n // 20) for n in (600, 2_000, 10_000, 100_000, 1_000_000)] + [(10_000, 10), (1_000_000, 10)]
 
 
 def main() -> None:
     """Measure every case with every method that can take it."""
-    rows = []
+    rows, seconds = [], {}
     for num_frames, num_scenes in CASES:
         fitting = {name: method for name, method in METHODS.items() if num_frames <= LIMITS.get(name, num_frames)}
         measured = compare(fitting, num_frames=num_frames, num_scenes=num_scenes)
+        seconds |= {(name, num_frames, num_scenes): one.seconds for name, one in measured.items()}
         case = f"N = {num_frames:,}, {num_scenes:,} scenes"
         rows += [{"case": case, "method": name, "measurement": measured.get(name)} for name in METHODS]
-    title = f"Choosing K = {MAX_KEYFRAMES} keyframes of N, D = {SIZE}, τ = {THRESHOLD}, float32, median of 5"
+    spread = seconds["N×N", 10_000, 500] / seconds["ours", 10_000, 500]
+    visited = seconds["ours", 10_000, 10] / seconds["plain loop", 10_000, 10]
+    longer = max(
+        seconds["ours", 1_000_000, 50_000] / seconds["ours", 10_000, 500],
+        seconds["ours", 1_000_000, 10] / seconds["ours", 10_000, 10],
+    )
+    title = (
+        f"Choosing K = {MAX_KEYFRAMES} keyframes of N, D = {SIZE}, τ = {THRESHOLD}, float32, median of 5; "
+        f"at 10,000 frames {spread:.0f} times faster than N×N (to reach: 30); where every frame is visited "
+        f"{visited:.2f} of the plain loop's time (at most 1.3); 1,000,000 frames take {longer:.0f} times as long as "
+        "10,000 (at most 150)"
+    )
     report("keyframes", title, "N×N", rows)
 
 

@@ -81,7 +81,7 @@ def _run_once(
     case(**first)()
     work = case(**inputs)
     start = time.perf_counter()
-    peak = _peak_memory_of(work)
+    peak = peak_memory_of(work)
     return Measurement(time.perf_counter() - start, peak)
 
 
@@ -96,7 +96,7 @@ def _prepare(case: Callable[..., Callable[[], object]], inputs: dict[str, object
     torch.set_grad_enabled(False)
     _work = case(**inputs)
     _work()
-    return _peak_memory_of(_work)
+    return peak_memory_of(_work)
 
 
 def _time() -> float:
@@ -108,7 +108,7 @@ def _time() -> float:
     return (time.perf_counter() - start) / runs
 
 
-def _peak_memory_of(work: Callable[[], object]) -> int:
+def peak_memory_of(work: Callable[[], object]) -> int:
     """Bytes by which resident memory rises above its level before the work, at the highest (Linux)."""
     # Freed memory that the allocator holds on to would hide what the work needs.
     ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.keyframes import ours
+from benchmarks.measure import peak_memory_of
 from vilamp_lite.baselines.selectors import SELECTORS, aks_keyframes, kmeans_keyframes, mmr_keyframes
 from vilamp_lite.keyframes import select_keyframes
 
@@ -40,26 +43,6 @@ def brute_force(
         else:
             refused_by[frame] = closest
     return order, redundancy, refused_by
-
-
-def test_walks_that_visit_thousands_of_frames() -> None:
-    """Longer than what is sorted at first: few scenes, so that every frame is visited, and ties all along."""
-    random = np.random.default_rng(0)
-    scenes = np.linalg.qr(random.normal(size=(64, 5)))[0].T
-    frames = scenes[random.integers(0, 5, 3000)] + 0.02 * random.normal(size=(3000, 64))
-    frames /= np.linalg.norm(frames, axis=1, keepdims=True)
-    query = scenes.sum(axis=0) / np.sqrt(5)
-    selection = select_keyframes(frames, query, max_keyframes=8)
-    order, _, refused_by = brute_force(frames @ query, frames @ frames.T, 8, 0.85)
-    assert len(order) == 5
-    assert selection.order.tolist() == order
-    assert selection.refused_by.tolist() == refused_by
-
-    same = select_keyframes(np.ones((2000, 4), np.float32), np.ones(4, np.float32), similarity_threshold=1.0)
-    assert same.order.tolist() == list(range(32))
-    ahead = select_keyframes(np.ones((2000, 4), np.float32), np.ones(4, np.float32), max_keyframes=2)
-    assert ahead.order.tolist() == [0]
-    assert ahead.refused_by.tolist() == [-1] + [0] * 1999
 
 
 # --- golden values of the released code -----------------------------------------------------------------------------
@@ -142,7 +125,7 @@ def random_case(seed: int) -> tuple[np.ndarray, np.ndarray, int, float]:
 
 def test_agrees_with_brute_force() -> None:
     compared = 0
-    for seed in range(2600):
+    for seed in range(1000):
         frames, query, count, threshold = random_case(seed)
         relevance, similarity = cosines(frames, query)[:, 0], np.clip(cosines(frames, frames), -1, 1)
         # Equal frames are tied exactly; unequal ones whose scores differ by rounding alone have no defined order.
@@ -171,9 +154,7 @@ def test_agrees_with_brute_force() -> None:
             atol=1e-9,
         )
         compared += 1
-        if compared == 2000:
-            return
-    pytest.fail(f"only {compared} of 2,000 cases were free of rounding ties")
+    assert compared > 700, "cases free of rounding ties"
 
 
 # --- invariants (fill "none") ---------------------------------------------------------------------------------------
@@ -217,18 +198,6 @@ def test_invariants(video: tuple[torch.Tensor, torch.Tensor, int, float]) -> Non
 
 
 @settings(max_examples=75, deadline=None, derandomize=True)
-@given(videos(), st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
-def test_scale_does_not_matter(
-    video: tuple[torch.Tensor, torch.Tensor, int, float], frame_scale: float, query_scale: float
-) -> None:
-    frames, query, count, threshold = video
-    settings = {"max_keyframes": count, "similarity_threshold": threshold}
-    one = select_keyframes(frames, query, **settings)
-    other = select_keyframes(frames * frame_scale, query * query_scale, **settings)
-    assert one.order.tolist() == other.order.tolist()
-
-
-@settings(max_examples=75, deadline=None, derandomize=True)
 @given(videos(), st.randoms(use_true_random=False))
 def test_permuting_frames_permutes_the_result(
     video: tuple[torch.Tensor, torch.Tensor, int, float], random: "np.random.Generator"
@@ -242,13 +211,14 @@ def test_permuting_frames_permutes_the_result(
     assert one.order.tolist() == [moved[i] for i in other.order]
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e-12, 1e12, 1e22, 1e30])
-def test_very_small_and_large_embeddings(scale: float) -> None:
+def test_scale_does_not_matter() -> None:
     generator = torch.Generator().manual_seed(2)
     frames, query = torch.randn(100, 16, generator=generator), torch.randn(16, generator=generator)
-    plain, scaled = select_keyframes(frames, query), select_keyframes(frames * scale, query * scale)
-    assert plain.order.tolist() == scaled.order.tolist()
-    torch.testing.assert_close(plain.relevance, scaled.relevance, atol=1e-6, rtol=0)
+    plain = select_keyframes(frames, query)
+    for scale in (1e-30, 1e-22, 1e-12, 1e-3, 1e3, 1e12, 1e22, 1e30):
+        for scaled in (select_keyframes(frames * scale, query), select_keyframes(frames, query * scale)):
+            assert plain.order.tolist() == scaled.order.tolist()
+            torch.testing.assert_close(plain.relevance, scaled.relevance, atol=1e-6, rtol=0)
 
 
 def test_equal_frames_tie_wherever_they_stand() -> None:
@@ -264,12 +234,24 @@ def test_equal_frames_tie_wherever_they_stand() -> None:
                 assert chosen.order.tolist() == [0, 1, 2]
 
 
-def test_threshold_is_strict_and_one_refuses_nothing() -> None:
-    frames, query = torch.tensor([[1.0, 0.0], [0.6, 0.8]]), torch.tensor([1.0, 0.0])
-    assert len(select_keyframes(frames, query, similarity_threshold=float(np.float32(0.6))).order) == 2
-    assert len(select_keyframes(frames, query, similarity_threshold=0.59).order) == 1
+def test_equality_passes_both_thresholds_and_one_refuses_nothing() -> None:
+    frames, query, equal = torch.tensor([[1.0, 0.0], [0.6, 0.8]]), torch.tensor([1.0, 0.0]), float(np.float32(0.6))
+    for settings, count in (
+        ({"similarity_threshold": equal}, 2),
+        ({"similarity_threshold": 0.59}, 1),
+        ({"relevance_threshold": equal}, 2),
+        ({"relevance_threshold": 0.61}, 1),
+    ):
+        assert len(select_keyframes(frames, query, **settings).order) == count
     copies = torch.randn(50, 7, generator=torch.Generator().manual_seed(0)).repeat(2, 1)
     assert len(select_keyframes(copies, torch.ones(7), max_keyframes=100, similarity_threshold=1.0).order) == 100
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells the peak")
+def test_memory_is_one_row_a_frame_at_a_time() -> None:
+    """Every frame is visited; a copy of the frames would be 61 MB in float32, and the N × N matrix 3.6 GB."""
+    ours(1000, 10)()
+    assert peak_memory_of(ours(30_000, 10)) < 15e6
 
 
 # --- input kinds ----------------------------------------------------------------------------------------------------
@@ -364,9 +346,12 @@ def test_mmr_against_its_definition(scenes: tuple[torch.Tensor, torch.Tensor]) -
         assert mmr_keyframes(frames, query, max_keyframes=12, trade_off=trade_off).order.tolist() == order
 
 
-def test_kmeans_with_fewer_pictures_than_clusters() -> None:
+def test_kmeans_with_fewer_pictures_than_clusters_and_by_seed() -> None:
     chosen = kmeans_keyframes(torch.eye(3).repeat(5, 1), torch.tensor([3.0, 2.0, 1.0]), max_keyframes=8)
     assert chosen.order.tolist() == [0, 1, 2]
+    frames = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
+    by_seed = [kmeans_keyframes(frames, torch.ones(8), max_keyframes=9, seed=s).order.tolist() for s in (0, 0, 1)]
+    assert by_seed[0] == by_seed[1] != by_seed[2]
 
 
 def test_adaptive_splits_only_where_scores_are_flat() -> None:
@@ -374,6 +359,10 @@ def test_adaptive_splits_only_where_scores_are_flat() -> None:
     peak = torch.zeros(64, 2)
     peak[:, 1], peak[20, 0] = 1, 5
     assert aks_keyframes(peak, torch.tensor([1.0, 0.0]), max_keyframes=1).order.tolist() == [20]
+    # One of four: its score is 0.75 above the mean, which must be more than the contrast. The later half gets odd ones.
+    first, query = torch.eye(2)[[0, 1, 1, 1]], torch.tensor([1.0, 0.0])
+    for contrast, frame in ((0.74, 0), (0.75, 2)):
+        assert aks_keyframes(first, query, max_keyframes=1, max_depth=1, contrast=contrast).order.tolist() == [frame]
     flat = aks_keyframes(torch.ones(64, 2), torch.tensor([1.0, 0.0]), max_keyframes=8)
     assert (flat.indices // 8).tolist() == list(range(8))
     # Shares that do not halve evenly still add up.
@@ -387,7 +376,6 @@ FRAMES, QUERY = torch.eye(4), torch.ones(4)
 BAD_NUMBERS = [float("nan"), float("inf"), -float("inf")]
 
 
-@pytest.mark.parametrize("name", SELECTORS)
 @pytest.mark.parametrize(
     ("frames", "query", "message"),
     [
@@ -396,54 +384,51 @@ BAD_NUMBERS = [float("nan"), float("inf"), -float("inf")]
         (torch.zeros(2, 2, 4), QUERY, "frame_embeds must have 2 axes"),
         (torch.ones(4, 4, dtype=torch.int64), QUERY, "frame_embeds must be a floating-point"),
         ([[1.0, 2.0]], QUERY, "frame_embeds must be a floating-point"),
-        (FRAMES, torch.ones(3), "same size D"),
+        (FRAMES, torch.ones(3), "query_embed must have the frames' size D, 4"),
         (FRAMES, torch.ones(1, 1, 4), "query_embed must have 1 or 2 axes"),
         (FRAMES, torch.zeros(0), "query_embed is empty"),
-        *[(FRAMES * bad, QUERY, "frame_embeds holds NaN or infinity") for bad in BAD_NUMBERS],
+        (torch.ones(9, 4).index_fill(0, torch.tensor(7), math.nan), QUERY, r"frame_embeds .* first at index \(7, 0\)"),
+        *[(FRAMES + bad, QUERY, "frame_embeds holds NaN or infinity") for bad in BAD_NUMBERS],
         *[(FRAMES, QUERY * bad, "query_embed holds NaN or infinity") for bad in BAD_NUMBERS],
+        (FRAMES.double() * 1e200, QUERY, "frame_embeds are finite, but too large"),
     ],
 )
-def test_bad_embeddings(name: str, frames: torch.Tensor, query: torch.Tensor, message: str) -> None:
+def test_bad_embeddings(frames: torch.Tensor, query: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SELECTORS[name](frames, query)
-
-
-def test_bad_frame_is_named() -> None:
-    frames = torch.ones(1000, 8)
-    frames[617, 3] = float("nan")
-    with pytest.raises(ValueError, match="first in frame 617"):
-        select_keyframes(frames, torch.ones(8))
+        select_keyframes(frames, query)
 
 
 @pytest.mark.parametrize("name", SELECTORS)
-@pytest.mark.parametrize("count", [0, -1, 2.5, float("nan"), None, True, "8"])
-def test_bad_max_keyframes(name: str, count: object) -> None:
+def test_every_selector_refuses_bad_input(name: str) -> None:
+    with pytest.raises(ValueError, match="frame_embeds holds NaN or infinity"):
+        SELECTORS[name](FRAMES * BAD_NUMBERS[0], QUERY)
     with pytest.raises(ValueError, match="max_keyframes must be an integer of at least 1"):
-        SELECTORS[name](FRAMES, QUERY, max_keyframes=count)
+        SELECTORS[name](FRAMES, QUERY, max_keyframes=0)
+    if name != "dks":
+        with pytest.raises(ValueError, match="query_embed must have 1 axis here"):
+            SELECTORS[name](FRAMES, torch.ones(1, 4))
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        *[({"similarity_threshold": bad}, "similarity_threshold") for bad in (*BAD_NUMBERS, 1.01, -1.01, "0.8")],
-        *[({"relevance_threshold": bad}, "relevance_threshold") for bad in (*BAD_NUMBERS, "0.2", 1.5, -2)],
-        ({"fill": "all"}, "fill must be one of 'none', 'gaps', got 'all'"),
-    ],
-)
-def test_bad_settings(settings: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        select_keyframes(FRAMES, QUERY, **settings)
+def test_bad_settings() -> None:
+    cases = {
+        "max_keyframes": (0, -1, 2.5, float("nan"), None, True, "8"),
+        "similarity_threshold": (*BAD_NUMBERS, 1.01, -1.01, "0.8", None),
+        "relevance_threshold": (*BAD_NUMBERS, 1.5, -2, "0.2"),
+        "fill": ("all", None),
+    }
+    for name, values in cases.items():
+        for value in values:
+            with pytest.raises(ValueError, match=rf"^{name} (must be|is a cosine)"):
+                select_keyframes(FRAMES, QUERY, **{name: value})
 
 
 def test_bad_baseline_settings() -> None:
-    for trade_off in (*BAD_NUMBERS, -0.1, 1.1):
-        with pytest.raises(ValueError, match="trade_off"):
-            mmr_keyframes(FRAMES, QUERY, trade_off=trade_off)
-    with pytest.raises(ValueError, match="seed must be an integer"):
-        kmeans_keyframes(FRAMES, QUERY, seed=-1)
-    with pytest.raises(ValueError, match="max_depth"):
-        aks_keyframes(FRAMES, QUERY, max_depth=0)
-    with pytest.raises(ValueError, match="contrast"):
-        aks_keyframes(FRAMES, QUERY, contrast=float("nan"))
-    with pytest.raises(ValueError, match="query_embed must have 1 axis here"):
-        mmr_keyframes(FRAMES, torch.ones(2, 4))
+    for selector, name, values in (
+        (mmr_keyframes, "trade_off", (*BAD_NUMBERS, -0.1, 1.1)),
+        (kmeans_keyframes, "seed", (-1, 0.5)),
+        (aks_keyframes, "max_depth", (0,)),
+        (aks_keyframes, "contrast", BAD_NUMBERS),
+    ):
+        for value in values:
+            with pytest.raises(ValueError, match=f"^{name} must"):
+                selector(FRAMES, QUERY, **{name: value})

@@ -1,22 +1,13 @@
-"""Selectors that DKS is compared with: uniform, most relevant, MMR, k-means, adaptive sampling."""
+"""Selectors that DKS is compared with, and one registry of all: each takes frames [N, D] and a query [D]."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 
 from vilamp_lite.common.checks import ArrayLike, choice, describe, finite_number, positive_int
-from vilamp_lite.keyframes import (
-    KeyframeSelection,
-    by_relevance,
-    check_embeds,
-    make_selection,
-    redundancies,
-    relevances_of,
-    select_keyframes,
-    unit_rows,
-)
+from vilamp_lite.keyframes import KeyframeSelection, ScoredFrames, descending, score_frames, select_keyframes
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
 
 
@@ -29,13 +20,10 @@ def uniform_keyframes(frame_embeds: ArrayLike, query_embed: ArrayLike, *, max_ke
         frame_embeds: [N, D] floating point; used only to rank the frames and report their scores.
         query_embed: [D]; likewise.
         max_keyframes: K; min(N, K) frames are chosen.
-
-    Raises:
-        ValueError: as `select_keyframes`.
     """
-    frames, query, count = _check_baseline(frame_embeds, query_embed, max_keyframes)
-    middles = {(2 * part + 1) * len(frames) // (2 * count) for part in range(count)}
-    return _ranked_selection(frames, query, middles)
+    video, count = _scored(frame_embeds, query_embed, max_keyframes)
+    middles = [(2 * part + 1) * len(video.frames) // (2 * count) for part in range(count)]
+    return video.selection(_ranked(video, middles))
 
 
 def top_k_keyframes(frame_embeds: ArrayLike, query_embed: ArrayLike, *, max_keyframes: int = 32) -> KeyframeSelection:
@@ -45,13 +33,9 @@ def top_k_keyframes(frame_embeds: ArrayLike, query_embed: ArrayLike, *, max_keyf
         frame_embeds: [N, D] floating point.
         query_embed: [D].
         max_keyframes: K; min(N, K) frames are chosen, ties to the earlier frame.
-
-    Raises:
-        ValueError: as `select_keyframes`.
     """
-    frames, query, count = _check_baseline(frame_embeds, query_embed, max_keyframes)
-    relevance, _ = relevances_of(frames, query[None])
-    return _baseline_selection(frames, query, by_relevance(relevance[0], count)[:count].tolist())
+    video, count = _scored(frame_embeds, query_embed, max_keyframes)
+    return video.selection(descending(video.relevance)[:count].tolist())
 
 
 def mmr_keyframes(
@@ -67,25 +51,19 @@ def mmr_keyframes(
         query_embed: [D].
         max_keyframes: K; min(N, K) frames are chosen.
         trade_off: weight of relevance against redundancy, from 0 to 1.
-
-    Raises:
-        ValueError: as `select_keyframes`, or `trade_off` outside 0 to 1.
     """
-    frames, query, count = _check_baseline(frame_embeds, query_embed, max_keyframes)
     if not 0 <= finite_number("trade_off", trade_off) <= 1:
         raise ValueError(f"trade_off must lie between 0 and 1, got {trade_off}")
-    (relevance,), inverse_norms = relevances_of(frames, query[None])
-    left = torch.ones(len(frames), dtype=torch.bool)
-    redundancy = torch.full_like(relevance, -math.inf)
-    order = [int(by_relevance(relevance, 1)[0])]
+    video, count = _scored(frame_embeds, query_embed, max_keyframes)
+    order = [int(video.relevance.argmax())]
+    redundancy = np.full_like(video.relevance, -1)
     while len(order) < count:
-        left[order[-1]] = False
-        newest = unit_rows(frames, inverse_norms, torch.tensor(order[-1:]))
-        similarity, _ = relevances_of(frames, newest, inverse_norms)
-        redundancy = torch.maximum(redundancy, similarity[0])
-        gain = trade_off * relevance - (1 - trade_off) * redundancy
-        order.append(int(gain.masked_fill(~left, -math.inf).argmax()))
-    return _baseline_selection(frames, query, order)
+        (newest,) = score_frames(video.frames, video.frames[order[-1]])
+        redundancy = np.maximum(redundancy, newest.relevance)
+        gain = trade_off * video.relevance - (1 - trade_off) * redundancy
+        gain[order] = -math.inf
+        order.append(int(gain.argmax()))
+    return video.selection(order)
 
 
 def kmeans_keyframes(
@@ -98,25 +76,21 @@ def kmeans_keyframes(
         query_embed: [D].
         max_keyframes: K, the number of clusters; fewer frames come back when fewer are distinct.
         seed: of the clustering.
-
-    Raises:
-        ValueError: as `select_keyframes`, or a negative seed.
     """
     # Imported here: it takes a second, and only this baseline needs it.
     from sklearn.cluster import KMeans
 
     if not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed must be an integer of at least 0, got {describe(seed)}")
-    frames, query, count = _check_baseline(frame_embeds, query_embed, max_keyframes)
-    (relevance,), inverse_norms = relevances_of(frames, query[None])
-    units = unit_rows(frames, inverse_norms, torch.arange(len(frames)))
+    video, count = _scored(frame_embeds, query_embed, max_keyframes)
+    units = video.units(slice(None))
     # k-means warns when asked for more clusters than there are distinct points, so ask for no more.
-    clusters = min(count, len(torch.unique(units, dim=0)))
-    labels = KMeans(clusters, n_init=1, random_state=seed).fit_predict(units.numpy())
+    clusters = min(count, len(np.unique(units, axis=0)))
+    labels = KMeans(clusters, n_init=1, random_state=seed).fit_predict(units)
     best: dict[int, int] = {}
-    for frame in by_relevance(relevance).tolist():
+    for frame in descending(video.relevance).tolist():
         best.setdefault(int(labels[frame]), frame)
-    return _baseline_selection(frames, query, list(best.values()))
+    return video.selection(list(best.values()))
 
 
 def aks_keyframes(
@@ -130,8 +104,8 @@ def aks_keyframes(
     """Choose frames by adaptive keyframe sampling, AKS (Tang et al. 2025): judge a span, or split it in two.
 
     Scores are scaled to 0…1 over the video. A span keeps its best frames when they stand out, that is when their mean
-    exceeds the span's mean by `contrast`; otherwise its two halves get half of its share each, down to `max_depth`
-    splits. Shares are rounded so that min(N, K) frames always come back.
+    exceeds the span's mean by more than `contrast`; otherwise its two halves get half of its share each, down to
+    `max_depth` splits. Shares are rounded so that min(N, K) frames always come back.
 
     Args:
         frame_embeds: [N, D] floating point.
@@ -139,21 +113,17 @@ def aks_keyframes(
         max_keyframes: K; min(N, K) frames are chosen.
         max_depth: the most times a span is split.
         contrast: how far the best frames' mean must exceed the span's mean, in units of the score range.
-
-    Raises:
-        ValueError: as `select_keyframes`.
     """
-    frames, query, count = _check_baseline(frame_embeds, query_embed, max_keyframes)
     positive_int("max_depth", max_depth)
     finite_number("contrast", contrast)
-    (relevance,), _ = relevances_of(frames, query[None])
-    spread = relevance.max() - relevance.min()
-    scores = (relevance - relevance.min()) / spread if spread > 0 else torch.zeros_like(relevance)
+    video, count = _scored(frame_embeds, query_embed, max_keyframes)
+    lowest, highest = video.relevance.min(), video.relevance.max()
+    scores = (video.relevance - lowest) / (highest - lowest if highest > lowest else 1)
 
     def sample(start: int, stop: int, share: int, depth: int) -> list[int]:
         if share == 0:
             return []
-        best = by_relevance(scores[start:stop])[:share] + start
+        best = descending(scores[start:stop])[:share] + start
         if depth == max_depth or scores[best].mean() - scores[start:stop].mean() > contrast:
             return best.tolist()
         middle = (start + stop) // 2
@@ -161,7 +131,7 @@ def aks_keyframes(
         first = min(max(share // 2, share - (stop - middle)), middle - start)
         return sample(start, middle, first, depth + 1) + sample(middle, stop, share - first, depth + 1)
 
-    return _ranked_selection(frames, query, set(sample(0, len(frames), count, 0)))
+    return video.selection(_ranked(video, sample(0, len(scores), count, 0)))
 
 
 SELECTORS: dict[str, Callable[..., KeyframeSelection]] = {
@@ -172,29 +142,6 @@ SELECTORS: dict[str, Callable[..., KeyframeSelection]] = {
     "kmeans": kmeans_keyframes,
     "aks": aks_keyframes,
 }
-
-
-def _check_baseline(
-    frame_embeds: ArrayLike, query_embed: ArrayLike, max_keyframes: int
-) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """The frames, one query [D], and how many keyframes to choose."""
-    frames, queries = check_embeds(frame_embeds, query_embed)
-    if query_embed.ndim != 1:
-        raise ValueError(f"query_embed must have 1 axis here, got {describe(query_embed)}")
-    return frames, queries[0], min(positive_int("max_keyframes", max_keyframes), len(frames))
-
-
-def _ranked_selection(frames: torch.Tensor, query: torch.Tensor, chosen: set[int]) -> KeyframeSelection:
-    """A selection by some other rule that has no order of its own: the most relevant frame first."""
-    (relevance,), _ = relevances_of(frames, query[None])
-    return _baseline_selection(frames, query, [f for f in by_relevance(relevance).tolist() if f in chosen])
-
-
-def _baseline_selection(frames: torch.Tensor, query: torch.Tensor, order: list[int]) -> KeyframeSelection:
-    """A selection by some other rule, with the scores that DKS would have reported; nothing was refused."""
-    (relevance,), inverse_norms = relevances_of(frames, query[None])
-    redundancy = redundancies(frames, inverse_norms, order)
-    return make_selection(order, redundancy, relevance, torch.full((len(frames),), -1))
 
 
 def choose_keyframes(
@@ -210,10 +157,21 @@ def choose_keyframes(
 
     Returns:
         [K'] int64 frame numbers in temporal order.
-
-    Raises:
-        ValueError: an unknown selector, or as `select_keyframes`.
     """
     if choice("selector", selector, tuple(SELECTORS)) == "dks":
         return model.select(frame_embeds, query_embed).indices
     return SELECTORS[selector](frame_embeds, query_embed, max_keyframes=model.config.max_keyframes).indices
+
+
+def _scored(frame_embeds: ArrayLike, query_embed: ArrayLike, max_keyframes: int) -> tuple[ScoredFrames, int]:
+    """The frames with their scores for one query, computed once, and how many of them to choose."""
+    positive_int("max_keyframes", max_keyframes)
+    video, *others = score_frames(frame_embeds, query_embed)
+    if others or query_embed.ndim != 1:
+        raise ValueError(f"query_embed must have 1 axis here, got {describe(query_embed)}")
+    return video, min(max_keyframes, len(video.frames))
+
+
+def _ranked(video: ScoredFrames, chosen: Iterable[int]) -> list[int]:
+    """Frames without an order of their own: the most relevant one first, ties to the earlier frame."""
+    return sorted(sorted(chosen), key=lambda frame: -video.relevance[frame])
