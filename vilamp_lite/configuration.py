@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from vilamp_lite.common.checks import choice, describe, finite_number, positive_int
+from vilamp_lite.common.checks import choice, cosine, describe, finite_number, positive_int
 
 # The published models' own configurations. SigLIP's last layer of 27 is dropped, and with it its pooling head.
 SIGLIP_SO400M = {
@@ -172,12 +172,9 @@ class ViLaMPConfig(PreTrainedConfig):
         if unknown:
             raise ValueError(f"ViLaMPConfig has no field {', '.join(unknown)}")
         positive_int("max_keyframes", self.max_keyframes)
-        for name in ("similarity_threshold", "relevance_threshold"):
-            value = getattr(self, name)
-            if value is None and name == "relevance_threshold":
-                continue  # no floor
-            if not -1 <= finite_number(name, value) <= 1:
-                raise ValueError(f"{name} is a cosine, from -1 to 1, got {value}")
+        cosine("similarity_threshold", self.similarity_threshold)
+        if self.relevance_threshold is not None:
+            cosine("relevance_threshold", self.relevance_threshold)
         if self.attention_log_base is not None and positive_int("attention_log_base", self.attention_log_base) < 2:
             raise ValueError(f"attention_log_base must be at least 2, got {self.attention_log_base}")
         if self.video_positions is not None:

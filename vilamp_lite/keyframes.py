@@ -11,15 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vilamp_lite.common.checks import (
-    ArrayLike,
-    choice,
-    describe,
-    finite_number,
-    float_tensor,
-    positive_int,
-    require_finite,
-)
+from vilamp_lite.common.checks import ArrayLike, choice, cosine, describe, float_tensor, positive_int, require_finite
 
 _ROWS = 256  # frames in double precision at a time: they stay in a core's cache
 
@@ -113,10 +105,9 @@ def _redundancy(unit: np.ndarray, keyframes: np.ndarray) -> tuple[float, int]:
 def check_rule(max_keyframes: int, similarity_threshold: float, relevance_threshold: float | None, fill: str) -> None:
     """Refuse settings that `select_keyframes` can't follow."""
     positive_int("max_keyframes", max_keyframes)
-    floor = -1 if relevance_threshold is None else relevance_threshold
-    for name, value in {"similarity_threshold": similarity_threshold, "relevance_threshold": floor}.items():
-        if not -1 <= finite_number(name, value) <= 1:
-            raise ValueError(f"{name} is a cosine, from -1 to 1, got {value}")
+    cosine("similarity_threshold", similarity_threshold)
+    if relevance_threshold is not None:
+        cosine("relevance_threshold", relevance_threshold)
     choice("fill", fill, ("none", "gaps"))
 
 

@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "checks": [
             "ArrayLike",
             "choice",
+            "cosine",
             "describe",
             "finite_number",
             "float_tensor",

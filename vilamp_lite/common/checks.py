@@ -54,6 +54,13 @@ def finite_number(name: str, value: float, *, above: float = -math.inf) -> float
     return float(value)
 
 
+def cosine(name: str, value: float) -> float:
+    """Take a number from −1 to 1."""
+    if not -1 <= finite_number(name, value) <= 1:
+        raise ValueError(f"{name} is a cosine, from -1 to 1, got {value}")
+    return float(value)
+
+
 def positive_int(name: str, value: int) -> int:
     """Take an integer of at least 1.
 
