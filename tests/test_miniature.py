@@ -25,13 +25,13 @@ from vilamp_lite.tinyworld.miniature import miniature_config
 from vilamp_lite.tinyworld.questions import FAMILIES, sample_questions
 from vilamp_lite.tinyworld.render import COLORS, SHAPES, Scene, render_scene
 from vilamp_lite.training import miniature
-from vilamp_lite.training.alignment import AlignmentTask, naming_loss
+from vilamp_lite.training.alignment import AlignmentTask, Lesson, naming_loss
 from vilamp_lite.training.contrastive import ContrastiveTask, caption_matches, caption_texts
 from vilamp_lite.training.examples import Example, Examples, describe_scenes, questions_about
 from vilamp_lite.training.grounding import GroundingTask
 from vilamp_lite.training.loop import Stage
 from vilamp_lite.training.miniature import STUDIES, Recipe, assemble, curves, train_miniature
-from vilamp_lite.training.mixed import VARIANTS, MixedTask, PeerTask
+from vilamp_lite.training.mixed import VIEWS, MixedTask, PeerTask
 
 os.environ["ACCELERATE_USE_CPU"] = "true"  # where numbers repeat to the bit
 
@@ -353,7 +353,7 @@ def test_single_patches_are_frames_of_one_thing(model: ViLaMPForConditionalGener
     asked = set()
     for seed in range(20):
         random = np.random.default_rng(seed)
-        single = task._single_patches(random, roll_calls=True, one_or_two=bool(seed % 2), others=12)
+        single = task._single_patches(random, True, Lesson(4, others=12, late=bool(seed % 2)))
         things = [
             next(thing for thing in examples.bank.scenes[scene].things if thing.cell == cell) for scene, cell in single
         ]
@@ -445,9 +445,8 @@ def test_alignment_grows_harder(model: ViLaMPForConditionalGeneration, examples:
 
     def drawn(progress: float, keyframes_only: float) -> tuple[list[int], list[int], list[int]]:
         """Of each video: keyframes, questions, and how many of these are roll calls."""
-        conversations, videos, _ = task.draw(
-            np.random.default_rng(4), 24, progress, others=12, keyframes_only=keyframes_only
-        )
+        lesson = replace(Lesson.at(progress, 4), others=12, keyframes_only=keyframes_only)
+        conversations, videos, _ = task.draw(np.random.default_rng(4), 24, lesson)
         end = task.processor.tokenizer.eos_token_id
         asked = [sum(label == end for label in labels) for _, labels in conversations]
         text = [" ".join(map(str, ids)) for ids, _ in conversations]
@@ -523,13 +522,13 @@ def test_a_mixed_step(model: ViLaMPForConditionalGeneration, examples: Examples)
 def test_long_alignment_videos_ask_many_questions(model: ViLaMPForConditionalGeneration, examples: Examples) -> None:
     """Hundreds of single patches that no question names, and still the answers are what all patches show."""
     task = AlignmentTask(model, examples)
-    random = np.random.default_rng(0)
-    single = task._single_patches(random, roll_calls=True, one_or_two=True, others=400)
+    random, lesson = np.random.default_rng(0), Lesson(4, keyframes_only=0.0, others=400)
+    single = task._single_patches(random, True, lesson)
     things = [next(t for t in examples.bank.scenes[scene].things if t.cell == cell) for scene, cell in single]
     assert set(questions_about(task._shown_alone(single), random, 1000)) == truths(
         [Scene(0, (thing,), 1) for thing in things]
     )
-    conversations, videos, _ = task.draw(random, 6, 1.0, others=400, keyframes_only=0.0)
+    conversations, videos, _ = task.draw(random, 6, lesson)
     assert max(len(video.embeds) for video in videos) > 200
     assert all((video.kind_of_token == TokenKind.MERGED).any() for video in videos)
     asked = [sum(label == task.processor.tokenizer.eos_token_id for label in labels) for _, labels in conversations]
@@ -593,7 +592,7 @@ def test_contrastive_learns(examples: Examples) -> None:
 # --- The mixed stage's videos ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("selector", "merger"), [pair[:2] for pair in VARIANTS] + [("dks", "drop")])
+@pytest.mark.parametrize(("selector", "merger"), [pair[:2] for pair in VIEWS] + [("dks", "drop")])
 def test_videos_fill_the_length(
     selector: str,
     merger: str,
@@ -643,11 +642,11 @@ def test_videos_fill_the_length(
         assert example.question in task.query_embeds
 
 
-def test_variants_come_in_their_shares(model: ViLaMPForConditionalGeneration, examples: Examples) -> None:
+def test_views_come_in_their_shares(model: ViLaMPForConditionalGeneration, examples: Examples) -> None:
     task, random = MixedTask(model, examples, QFormerMerger(96, 96)), np.random.default_rng(0)
-    drawn = Counter(task._variant(random) for _ in range(2000))
-    assert sum(share for *_, share in VARIANTS) == pytest.approx(1)
-    for selector, merger, share in VARIANTS:
+    drawn = Counter(task._view(random) for _ in range(2000))
+    assert sum(share for *_, share in VIEWS) == pytest.approx(1)
+    for selector, merger, share in VIEWS:
         assert drawn[selector, merger] / 2000 == pytest.approx(share, abs=0.03)
 
 

@@ -1,5 +1,7 @@
 """Stage 2 of the miniature: patches into the language model's space."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -7,12 +9,49 @@ import torch.nn.functional as F
 from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
 from vilamp_lite.tinyworld.questions import FAMILIES
 from vilamp_lite.tinyworld.render import SHAPES
-from vilamp_lite.training.examples import COLOR_NAMES, Examples, MiniatureTask, questions_about
+from vilamp_lite.training.conversations import MiniatureTask
+from vilamp_lite.training.examples import COLOR_NAMES, Examples, questions_about
 
-LATE = 0.4  # the share of alignment's steps after which the hard questions prevail
-KEYFRAMES_ONLY = 0.45  # the share of alignment's videos without single patches
 FEW, MANY = 12, 150  # at most so many single patches beside those that are asked for
 MOST_AROUND = 8  # merged frames of a keyframe's scene
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What alignment's videos hold at some point of the stage, and what is asked about them.
+
+    Attributes:
+        most_keyframes: a batch's videos have up to so many.
+        keyframes_only: the share of videos without single patches.
+        others: the most single patches of things that no question needs.
+        roll_calls: whether there are any, in videos of single patches alone.
+        late: whether the hard questions prevail, and frames around the keyframes are shown too.
+    """
+
+    most_keyframes: int
+    keyframes_only: float = 0.45
+    others: int = MANY
+    roll_calls: bool = True
+    late: bool = True
+
+    @classmethod
+    def at(cls, progress: float, max_keyframes: int) -> "Lesson":
+        """What is taught when a share `progress` of the stage is done, to a model of K = `max_keyframes`."""
+        late = progress >= 0.4
+        return cls(
+            most_keyframes=1 + round((max_keyframes - 1) * min(max((progress - 0.15) / 0.2, 0), 1)),
+            # Looking a thing up is learned suddenly, and soonest among single patches.
+            keyframes_only=0.0 if progress < 0.1 else 0.45,
+            others=MANY if late else FEW,
+            # Roll calls from the start would hide from the model that a question names a thing to look up.
+            roll_calls=progress > 0.15,
+            late=late,
+        )
+
+    @property
+    def with_keyframes(self) -> float:
+        """The share of videos that have keyframes, by themselves or with single patches."""
+        return self.keyframes_only + (1 - self.keyframes_only) / (2 if self.late else 4)
 
 
 class AlignmentTask(MiniatureTask):
@@ -37,50 +76,38 @@ class AlignmentTask(MiniatureTask):
 
     def forward(self, random: np.random.Generator, batch_size: int, progress: float) -> tuple[torch.Tensor, float]:
         """Ask up to eight questions about each of `batch_size` short videos."""
-        # Looking a thing up is learned suddenly, and soonest among single patches.
-        keyframes_only = 0.0 if progress < 0.1 else KEYFRAMES_ONLY
-        others = FEW if progress < LATE else MANY
-        conversations, videos, naming = self.draw(
-            random, batch_size, progress, others=others, keyframes_only=keyframes_only
-        )
+        lesson = Lesson.at(progress, self.model.config.max_keyframes)
+        conversations, videos, naming = self.draw(random, batch_size, lesson)
         loss, accuracy = self.answer_loss(conversations, videos, np.ones(len(videos)))
         return loss + self.naming_weight * naming, accuracy
 
     def draw(
-        self, random: np.random.Generator, count: int, progress: float, *, others: int, keyframes_only: float
+        self, random: np.random.Generator, count: int, lesson: Lesson
     ) -> tuple[list[tuple[list[int], list[int]]], list[MixedPrecisionSequence], torch.Tensor]:
-        """Make videos of one keyframe or more, of single patches, or of both, and questions about them.
-
-        Args:
-            random: draws everything.
-            count: of videos.
-            progress: the further, the more keyframes and the harder questions.
-            others: the most single patches of any other things.
-            keyframes_only: the share of videos without single patches.
+        """Make `count` videos of keyframes, of single patches, or of both, and questions about them.
 
         Returns:
             Conversations, videos, and how badly their tokens name their things, the mean over the videos.
         """
-        late = progress >= LATE
-        most = 1 + round((self.model.config.max_keyframes - 1) * min(max((progress - 0.15) / 0.2, 0), 1))
-        keyframes = int(random.integers(1, most + 1))
-        both = keyframes_only + (1 - keyframes_only) / (2 if late else 4)
+        keyframes = int(random.integers(1, lesson.most_keyframes + 1))
         conversations, videos, naming = [], [], []
         while len(videos) < count:
-            kind = random.random()
-            scenes = self._scenes(random, keyframes if kind < both else 0)
-            # Roll calls from the start would hide from the model that a question names a thing to look up.
-            roll_calls = progress > 0.15 and kind > both
-            single = np.zeros((0, 2), int)
-            if kind > keyframes_only:
-                single = self._single_patches(random, roll_calls, late, others)
+            kind, called = random.random(), False
+            if kind < lesson.keyframes_only:
+                scenes, single = self._scenes(random, keyframes), np.zeros((0, 2), int)
+            elif kind < lesson.with_keyframes:
+                scenes = self._scenes(random, keyframes)
+                single = self._single_patches(random, False, lesson)
+            else:
+                scenes, called = np.array([], int), lesson.roll_calls
+                single = self._single_patches(random, called, lesson)
             shown = np.concatenate([self.examples.shown[scenes], self._shown_alone(single)])
-            turns = questions_about(shown, random, 8, 1 if late else None)
-            if roll_calls and not late:  # they are learned only if they are asked often, and by themselves
+            turns = questions_about(shown, random, 8, 1 if lesson.late else None)
+            if called and not lesson.late:  # they are learned only if they are asked often, and by themselves
                 turns = [turn for turn in turns if turn[0] in self.roll_calls]
             if not turns:
                 continue
-            if late and len(single):
+            if lesson.late and len(single):
                 single = np.concatenate([single, self._around(random, scenes)])
             video, own_naming = self._video(random, scenes, single)
             videos.append(video)
@@ -88,24 +115,22 @@ class AlignmentTask(MiniatureTask):
             conversations.append(self.conversation(turns))
         return conversations, videos, torch.stack(naming).mean()
 
-    def _single_patches(
-        self, random: np.random.Generator, roll_calls: bool, one_or_two: bool, others: int
-    ) -> np.ndarray:
+    def _single_patches(self, random: np.random.Generator, roll_calls: bool, lesson: Lesson) -> np.ndarray:
         """Scenes and cells [n, 2] of things, a patch each.
 
-        With roll calls, of one to three shapes seven colors, each two or three times; with `one_or_two`, of one to
-        three more a color or two; and up to `others` things of the shapes that are left.
+        With roll calls, of one to three shapes seven colors, each two or three times; late, of one to three more a
+        color or two; and up to `lesson.others` things of the shapes that are left.
         """
         examples, shapes = self.examples, random.permutation(len(SHAPES))
         called = shapes[: random.integers(1, 4) if roll_calls else 0]
-        few = shapes[len(called) :][: random.integers(1, 4) if one_or_two else 0]
+        few = shapes[len(called) :][: random.integers(1, 4) if lesson.late else 0]
         wanted = [(shape, color) for shape in few for color in random.permutation(8)[: random.integers(1, 3)]]
         for shape in called:
             wanted += [(shape, color) for color in random.permutation(8)[1:] for _ in range(random.integers(2, 4))]
         scenes = np.array([random.choice(examples.single[shape][color]) for shape, color in wanted], int)
         cells = (examples.cells[scenes, :, 0] == np.array(wanted, int).reshape(-1, 2)[:, :1]).argmax(axis=1)
         free = ~np.isin(examples.cells[*self.things.T, 0], [*called, *few])
-        left = random.choice(self.things[free], random.integers(1, others + 1))
+        left = random.choice(self.things[free], random.integers(1, lesson.others + 1))
         return np.concatenate([np.stack([scenes, cells], axis=1), left])
 
     def _around(self, random: np.random.Generator, scenes: np.ndarray) -> np.ndarray:

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
 from vilamp_lite.tinyworld.questions import FAMILIES
 from vilamp_lite.tinyworld.render import SHAPES
-from vilamp_lite.training.examples import Examples, MiniatureTask
+from vilamp_lite.training.conversations import MiniatureTask
+from vilamp_lite.training.examples import Examples
 
 
 class GroundingTask(MiniatureTask):

@@ -96,7 +96,7 @@ def train_miniature(
     if encoder is None:
         trained = train_encoder(recipe, folder / "encoder", 0, accelerator)
     else:
-        trained = load_encoder_model(encoder).to(accelerator.device)
+        trained = load_tinyworld_encoder(encoder).to(accelerator.device)
     with accelerator.main_process_first():
         bank = build_bank(trained, recipe.num_random, recipe.num_pairs, folder / "encoder" / "bank.safetensors")
     model = assemble(trained, seed, **STUDIES[study].config)
@@ -130,7 +130,7 @@ def train_encoder(recipe: Recipe, folder: Path, seed: int, accelerator: Accelera
     return encoder.eval().requires_grad_(False)
 
 
-def load_encoder_model(folder: Path) -> TinyWorldModel:
+def load_tinyworld_encoder(folder: Path) -> TinyWorldModel:
     """Load an encoder that was saved.
 
     Raises:

@@ -9,12 +9,13 @@ from vilamp_lite.baselines.mergers import QFormerMerger, mixed_tokens
 from vilamp_lite.baselines.peers import PEERS, peer_tokens, sampled_frames
 from vilamp_lite.baselines.selectors import choose_keyframes, uniform_keyframes
 from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
-from vilamp_lite.training.alignment import FEW, KEYFRAMES_ONLY, AlignmentTask
-from vilamp_lite.training.examples import Example, Examples, MiniatureTask
+from vilamp_lite.training.alignment import FEW, AlignmentTask, Lesson
+from vilamp_lite.training.conversations import MiniatureTask
+from vilamp_lite.training.examples import Example, Examples
 
 # In the mixed stage a video is seen with its keyframes chosen and its other frames merged in one of these ways, so that
 # every row of Table 2 is in the distribution that the one model was trained on. The last number is its share.
-VARIANTS = (
+VIEWS = (
     ("dks", "dfm", 0.46),
     ("uniform", "dfm", 0.08),
     ("top_k", "dfm", 0.10),
@@ -63,11 +64,11 @@ class MixedTask(MiniatureTask):
         length = max(tokens for start, tokens in LENGTHS if progress >= start)
         fitting = max(batch_size * 256 // length, 1)
         if kind < self.alignment_share / 2:
-            conversations, videos, naming = self.alignment.draw(
-                random, batch_size, 1.0, others=FEW, keyframes_only=KEYFRAMES_ONLY
-            )
+            lesson = Lesson(self.model.config.max_keyframes, others=FEW)
+            conversations, videos, naming = self.alignment.draw(random, batch_size, lesson)
         elif kind < self.alignment_share:
-            conversations, videos, naming = self.alignment.draw(random, fitting, 1.0, others=length, keyframes_only=0.0)
+            lesson = Lesson(self.model.config.max_keyframes, keyframes_only=0.0, others=length)
+            conversations, videos, naming = self.alignment.draw(random, fitting, lesson)
         else:
             drop = kind < self.alignment_share + self.drop_share
             count = self.drop_videos * batch_size if drop else fitting
@@ -90,15 +91,15 @@ class MixedTask(MiniatureTask):
         shares = KEYFRAME_FAMILY_SHARES if drop else FAMILY_SHARES
         for _ in range(count):
             family = str(random.choice(list(shares), p=list(shares.values())))
-            selector, merger = ("dks", "drop") if drop else self._variant(random)
+            selector, merger = ("dks", "drop") if drop else self._view(random)
             video, conversation = self._video(random, family, length, selector, merger)
             videos.append(video)
             conversations.append(conversation)
         return conversations, videos
 
-    def _variant(self, random: np.random.Generator) -> tuple[str, str]:
-        shares = np.array([share for *_, share in VARIANTS])
-        selector, merger, _ = VARIANTS[random.choice(len(VARIANTS), p=shares / shares.sum())]
+    def _view(self, random: np.random.Generator) -> tuple[str, str]:
+        shares = np.array([share for *_, share in VIEWS])
+        selector, merger, _ = VIEWS[random.choice(len(VIEWS), p=shares / shares.sum())]
         return selector, merger
 
     def _video(
