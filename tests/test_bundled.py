@@ -38,7 +38,7 @@ def test_it_answers_as_recorded() -> None:
     recorded = find(load_result("ablation")["rows"], selector="dks", merger="dfm", family=ALL)
     cells = grid([recorded["frames"]], [0.5], list(FAMILIES), questions=10)
     results = evaluate_cells(MINIATURE, cells, seed=5, pool=200).results
-    right = [right for result in results for right in result.correct]
+    right = [prediction.correct for result in results for prediction in result.predictions]
     low, high = wilson_interval(sum(right), len(right))
     assert high >= recorded["low"]
     assert low >= 0.6

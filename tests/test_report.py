@@ -5,11 +5,16 @@ import pytest
 from vilamp_lite.evaluation.report import (
     beside_claim,
     beside_figure,
+    difference_text,
+    find,
+    grid_of,
     mean_text,
     not_best,
+    share_text,
     source_text,
     spread_text,
     told_apart,
+    verdict,
 )
 
 
@@ -32,6 +37,31 @@ def row(accuracy: float, reference: float, p: float = 0.5, **about: object) -> d
 def test_claims_stand_beside_differences(difference: float, p: float, word: str) -> None:
     text = beside_claim(row(0.5, 0.5 + difference, p), "DKS is better than uniform frames")
     assert text.startswith(f"DKS is better than uniform frames: {word}")
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "text", "words"),
+    [
+        (0.5234, 2e-19, "+0.52 (+0.42 to +0.62, p = 2e-19)", "a is better than b"),
+        (-0.1, 0.01, "-0.10 (-0.20 to +0.00, p = 0.01)", "a is worse than b"),
+        (-0.001, 0.9, "+0.00 (-0.10 to +0.10, p = 0.9)", "no difference between a and b is shown"),
+    ],
+)
+def test_numbers_in_words(difference: float, p: float, text: str, words: str) -> None:
+    ends = {"difference_low": difference - 0.1, "difference_high": difference + 0.1}
+    row = {"difference": difference, "p": p, "accuracy": 0.951, "low": 0.909, "high": 0.966} | ends
+    assert difference_text(row) == text
+    assert verdict(row, "a", "b") == words
+    assert share_text(row) == "0.95 (0.91–0.97)"
+
+
+def test_one_row_or_none() -> None:
+    rows = [{"a": 1, "b": 1}, {"a": 1, "b": 2}]
+    assert find(rows, a=1, b=2) is rows[1]
+    for fields, count in (({"a": 1}, 2), ({"a": 2}, 0)):
+        with pytest.raises(ValueError, match=f"must be one row, got {count}"):
+            find(rows, **fields)
+    assert grid_of(rows, "b", lambda row: f"a = {row['a']}", "b").to_dict() == {"a = 1": {1: 1, 2: 2}}
 
 
 def test_the_best_is_looked_for_at_the_same_place() -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ from vilamp_lite.baselines.peers import PEERS
 from vilamp_lite.evaluation import niah, studies
 from vilamp_lite.evaluation.attention import answer_attention, attention_study, share_needed
 from vilamp_lite.evaluation.niah import Cell, CellResult, Examiner, cell_haystacks
-from vilamp_lite.evaluation.report import difference_text, find, not_best, pooled, share_text, verdict
+from vilamp_lite.evaluation.report import find, matching, pooled
 from vilamp_lite.evaluation.results import Prediction, load_result
 from vilamp_lite.evaluation.scoring import paired_difference_interval, wilson_interval
 from vilamp_lite.evaluation.studies import (
@@ -72,25 +72,27 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
     return stand_in
 
 
-def expected_rights(exam: Exam, frames: int, family: str, about: dict[str, Any], **variant: Any) -> list[bool]:
-    names = exam.families if family == ALL else [family]
+def rights(exam: Exam, row: dict, model: Path, changes: dict | None = None, **variant: Any) -> list[bool]:
+    """What the stand-in says to the questions of a row."""
+    about = {"model": str(model), "changes": changes or {}}
     return [
-        Scripted.right(Cell(frames, depth, name, **variant, questions=exam.questions), about, number)
+        Scripted.right(Cell(row["frames"], depth, family, **variant, questions=exam.questions), about, number)
         for depth in exam.depths
-        for name in names
+        for family in (exam.families if row["family"] == ALL else [row["family"]])
         for number in range(exam.questions)
     ]
 
 
-def by_hand(first: list[bool], second: list[bool]) -> dict[str, float]:
-    """Difference, interval and p from counts."""
+def require_pair(row: dict, first: list[bool], second: list[bool]) -> None:
+    """Difference, interval and p as counted by hand."""
     wins = sum(a and not b for a, b in zip(first, second, strict=True))
     losses = sum(b and not a for a, b in zip(first, second, strict=True))
-    n = wins + losses
-    p = min(1.0, 2 * binom.cdf(min(wins, losses), n, 0.5)) if n else 1.0
+    p = min(1.0, 2 * binom.cdf(min(wins, losses), wins + losses, 0.5)) if wins + losses else 1.0
     low, high = paired_difference_interval(first, second)
-    values = {"difference": (wins - losses) / len(first), "p": p}
-    return values | {"difference_low": low, "difference_high": high}
+    expected = ((wins - losses) / len(first), low, high, p)
+    assert tuple(row[name] for name in ("difference", "difference_low", "difference_high", "p")) == pytest.approx(
+        expected
+    )
 
 
 # --- Rows ------------------------------------------------------------------------------------------------------------
@@ -100,17 +102,8 @@ def test_a_study_can_be_written_and_has_its_parameters(scripted: Scripted, minia
     study = ablation_study([miniature], EXAM, selectors=["uniform"], mergers=["drop"], processes=2, out="somewhere")
     assert json.loads(json.dumps(study)) == study
     assert list(study) == ["study", "parameters", "rows", "stamp"]
-    assert study["parameters"] == {
-        "frames": [64, 80],
-        "depths": [0.0, 1.0],
-        "families": ["attribute", "two needles"],
-        "questions": 3,
-        "seed": 3,
-        "pool": 30,
-        "budget": None,
-        "selectors": ["dks", "uniform"],
-        "mergers": ["dfm", "drop"],
-    }
+    variants = {"selectors": ["dks", "uniform"], "mergers": ["dfm", "drop"]}
+    assert study["parameters"] == json.loads(json.dumps(asdict(EXAM))) | variants
     assert study["stamp"]["model"] == str(miniature)
     (call,) = scripted.calls
     assert (call["seed"], call["pool"], call["processes"], call["out"].parent) == (3, 30, 2, Path("somewhere"))
@@ -120,70 +113,35 @@ def test_pairs_are_as_counted_by_hand(scripted: Scripted, miniature: Path) -> No
     exam = replace(EXAM, questions=15)
     rows = ablation_study([miniature], exam, selectors=["uniform"], mergers=["drop"])["rows"]
     assert len(rows) == 4 * 2 * 3  # variants, lengths, two families and all
-    about = {"changes": {}, "model": str(miniature)}
-    differences = set()
     for row in rows:
-        variant = {name: row[name] for name in ("selector", "merger")}
-        own = expected_rights(exam, row["frames"], row["family"], about, **variant)
-        full = expected_rights(exam, row["frames"], row["family"], about, selector="dks", merger="dfm")
+        own = rights(exam, row, miniature, selector=row["selector"], merger=row["merger"])
         low, high = wilson_interval(sum(own), len(own))
         assert (row["questions"], row["correct"]) == (len(own), sum(own))
         assert (row["accuracy"], row["low"], row["high"]) == (sum(own) / len(own), low, high)
-        assert {name: row[name] for name in by_hand(full, own)} == pytest.approx(by_hand(full, own))
+        require_pair(row, rights(exam, row, miniature), own)
         assert (row["tokens"], row["keyframes"], row["needle_recall"]) == (100, 2, 0.5)
-        differences.add(row["difference"])
-    assert len(differences) > 3
+    assert len({row["difference"] for row in rows}) > 3
 
 
 def test_needles_by_depth(scripted: Scripted, miniature: Path) -> None:
     rows = niah_study([miniature], EXAM)["rows"]
     assert len(rows) == 2 * 3 * 2 * 3  # variants, two depths and all, lengths, two families and all
-    for variant in ({"selector": "dks", "merger": "dfm"}, {"selector": "uniform", "merger": "mean"}):
-        parts = [
-            find(rows, **variant, depth=depth, frames=80, family=family)
-            for depth in EXAM.depths
-            for family in EXAM.families
-        ]
+    for selector in ("dks", "uniform"):
+        own = matching(rows, selector=selector, frames=80)
+        parts = [row for row in own if ALL not in (row["depth"], row["family"])]
         assert [part["questions"] for part in parts] == [3] * 4
-        whole = find(rows, **variant, depth=ALL, frames=80, family=ALL)
-        assert whole["correct"] == sum(part["correct"] for part in parts)
+        whole = find(own, depth=ALL, family=ALL)
         assert whole["questions"] == 12
-        assert pooled(parts, "frames") == [
-            {"frames": 80} | {name: whole[name] for name in ("questions", "correct", "accuracy", "low", "high")}
-        ]
-
-
-def test_one_row_or_none() -> None:
-    rows = [{"a": 1, "b": 1}, {"a": 1, "b": 2}]
-    assert find(rows, a=1, b=2) is rows[1]
-    for fields, count in (({"a": 1}, 2), ({"a": 2}, 0)):
-        with pytest.raises(ValueError, match=f"must be one row, got {count}"):
-            find(rows, **fields)
-
-
-def test_contradictions_are_named(scripted: Scripted, miniature: Path) -> None:
-    rows = ablation_study([miniature], replace(EXAM, questions=15), selectors=["uniform"], mergers=["drop"])["rows"]
-    sentences = not_best(rows)
-    places = {(row["frames"], row["family"]) for row in rows}
-    beaten = {
-        place
-        for place in places
-        if max(row["accuracy"] for row in rows if (row["frames"], row["family"]) == place)
-        > next(row["accuracy"] for row in rows if (row["frames"], row["family"]) == place)  # the first is the full one
-    }
-    assert 0 < len(beaten) == len(sentences)
-    for frames, family in beaten:
-        assert sum(f"dks + dfm is not best on {family} at {frames} frames" in text for text in sentences) == 1
-    assert not_best([row for row in rows if (row["selector"], row["merger"]) == ("dks", "dfm")]) == []
+        scores = ("questions", "correct", "accuracy", "low", "high")
+        assert pooled(parts, "frames") == [{"frames": 80} | {name: whole[name] for name in scores}]
 
 
 # --- Settings reach the model ----------------------------------------------------------------------------------------
 
 
 def test_thresholds_and_temperatures(scripted: Scripted, miniature: Path, tmp_path: Path) -> None:
-    study = sensitivity_study(
-        [miniature], EXAM, thresholds=(0.5, 0.85), temperature_factors=(0.5, 1), out=tmp_path / "cells"
-    )
+    axes = {"thresholds": (0.5, 0.85), "temperature_factors": (0.5, 1)}
+    study = sensitivity_study([miniature], EXAM, **axes, out=tmp_path / "cells")
     assert [call["changes"] for call in scripted.calls] == [
         {"similarity_threshold": tau, "temperature_factor": factor} for factor in (0.5, 1) for tau in (0.5, 0.85)
     ]
@@ -208,21 +166,18 @@ def test_fields_of_the_configuration(scripted: Scripted, miniature: Path) -> Non
 
 
 def test_two_models(scripted: Scripted, miniature: Path) -> None:
-    exam = replace(EXAM, questions=15)
-    study = comparison_study([miniature] * 2, exam, second_changes={"reference": "released"}, out="cells")
-    assert [call["changes"] for call in scripted.calls] == [{}, {"reference": "released"}]
+    exam, changes = replace(EXAM, questions=15), {"reference": "released"}
+    study = comparison_study([miniature] * 2, exam, second_changes=changes, out="cells")
+    assert [call["changes"] for call in scripted.calls] == [{}, changes]
     first, second = (call["out"] for call in scripted.calls)
     assert second.name == f"{first.name}_reference=released"
     ablation_study([miniature], exam, out="cells")
     assert scripted.calls[2]["out"] == first  # what studies have in common is run once
-    about = {"model": str(miniature)}
     for row in study["rows"]:
-        place = (row["frames"], row["family"])
-        first = expected_rights(exam, *place, about | {"changes": {}})
-        second = expected_rights(exam, *place, about | {"changes": {"reference": "released"}})
+        first, second = rights(exam, row, miniature), rights(exam, row, miniature, changes)
         assert (row["first_correct"], row["second_correct"]) == (sum(first), sum(second))
         assert row["first_accuracy"] == sum(first) / row["questions"]
-        assert {name: row[name] for name in by_hand(first, second)} == pytest.approx(by_hand(first, second))
+        require_pair(row, first, second)
 
 
 def test_different_questions_are_never_compared(miniature: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,30 +190,41 @@ def test_different_questions_are_never_compared(miniature: Path, monkeypatch: py
         comparison_study([miniature] * 2, EXAM)
 
 
+def linked(miniature: Path, folder: Path, *names: str) -> list[Path]:
+    """The same model under other names, which the stand-in takes for others."""
+    for name in names:
+        (folder / name).symlink_to(miniature)
+    return [miniature, *(folder / name for name in names)]
+
+
 def test_seeds(scripted: Scripted, miniature: Path, tmp_path: Path) -> None:
-    models = [miniature]
-    for number in (1, 2):
-        models.append(tmp_path / f"model{number}")
-        models[-1].symlink_to(miniature)
+    models = linked(miniature, tmp_path, "one", "two")
     rows = seeds_study(models, EXAM, variants=[("dks", "dfm"), ("uniform", "mean")])["rows"]
     assert len(rows) == 2 * 2 * 3
-    for row in rows[:6]:
-        rights = [expected_rights(EXAM, row["frames"], row["family"], {"changes": {}, "model": str(m)}) for m in models]
-        accuracies = [sum(own) / len(own) for own in rights]
+    for row in rows:
+        variant = {name: row[name] for name in ("selector", "merger")}
+        every = [(rights(EXAM, row, model), rights(EXAM, row, model, **variant)) for model in models]
+        accuracies = [sum(own) / len(own) for _, own in every]
         assert row["accuracies"] == accuracies
         assert (row["mean"], row["spread"]) == pytest.approx((np.mean(accuracies), np.std(accuracies, ddof=1)))
         assert (row["lowest"], row["highest"]) == (min(accuracies), max(accuracies))
-        assert [one["difference"] for one in row["paired"]] == [0, 0, 0]
-    for first, other in zip(rows[:6], rows[6:], strict=True):
-        assert (first["frames"], first["family"]) == (other["frames"], other["family"])
-        for one, model in zip(other["paired"], models, strict=True):
-            about = {"changes": {}, "model": str(model)}
-            rights = [
-                expected_rights(EXAM, other["frames"], other["family"], about, selector=selector, merger=merger)
-                for selector, merger in (("dks", "dfm"), ("uniform", "mean"))
-            ]
-            assert one == pytest.approx(by_hand(*rights))
-        assert other["difference"] == pytest.approx(first["mean"] - other["mean"])
+        for pair, (first, own) in zip(row["paired"], every, strict=True):
+            require_pair(pair, first, own)
+        assert row["difference"] == pytest.approx(np.mean([pair["difference"] for pair in row["paired"]]))
+
+
+def test_peers_get_the_same_questions_and_budgets(scripted: Scripted, miniature: Path, tmp_path: Path) -> None:
+    models = linked(miniature, tmp_path, "other")
+    study = peers_study(models, EXAM, peers=["dense"], budgets=(100, 200), out="cells")
+    assert [Path(call["model"]).name for call in scripted.calls] == ["miniature"] * 2 + ["other"] * 2
+    assert study["parameters"]["budgets"] == [100, 200]
+    assert [row["budget"] for row in study["rows"]] == [100] * 12 + [200] * 12
+    for row in study["rows"]:
+        first = rights(EXAM, row, miniature)
+        variant = {"selector": "uniform", "merger": "dense", "budget": row["budget"]}
+        own = first if row["method"] == "full" else rights(EXAM, row, models[1], **variant)
+        assert row["correct"] == sum(own)
+        require_pair(row, first, own)
 
 
 def test_a_study_says_how_many_models_it_takes(miniature: Path) -> None:
@@ -270,26 +236,6 @@ def test_a_study_says_how_many_models_it_takes(miniature: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             study(models, EXAM)
-
-
-def test_peers_get_the_same_questions_and_budgets(scripted: Scripted, miniature: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.symlink_to(miniature)
-    study = peers_study([miniature, other], EXAM, peers=["dense"], budgets=(100, 200), out="cells")
-    assert [Path(call["model"]).name for call in scripted.calls] == ["miniature"] * 2 + ["other"] * 2
-    assert study["parameters"]["budgets"] == [100, 200]
-    about = {"changes": {}}
-    for budget in (100, 200):
-        for family in (*EXAM.families, ALL):
-            place = {"budget": budget, "frames": 80, "family": family}
-            full, dense = (find(study["rows"], method=method, **place) for method in ("full", "dense"))
-            first = expected_rights(EXAM, 80, family, about | {"model": str(miniature)})
-            second = expected_rights(
-                EXAM, 80, family, about | {"model": str(other)}, selector="uniform", merger="dense", budget=budget
-            )
-            assert (full["correct"], full["difference"]) == (sum(first), 0)
-            assert dense["correct"] == sum(second)
-            assert {name: dense[name] for name in by_hand(first, second)} == pytest.approx(by_hand(first, second))
 
 
 # --- With a model ----------------------------------------------------------------------------------------------------
@@ -386,22 +332,6 @@ def test_without_trainings_nothing_is_recorded(tmp_path: Path, capsys: pytest.Ca
     assert out.startswith("training: left out")
     assert "is not a checkpoint" in err
     assert not (tmp_path / "results").exists()
-
-
-@pytest.mark.parametrize(
-    ("difference", "p", "text", "words"),
-    [
-        (0.5234, 2e-19, "+0.52 (+0.42 to +0.62, p = 2e-19)", "a is better than b"),
-        (-0.1, 0.01, "-0.10 (-0.20 to +0.00, p = 0.01)", "a is worse than b"),
-        (-0.001, 0.9, "+0.00 (-0.10 to +0.10, p = 0.9)", "no difference between a and b is shown"),
-    ],
-)
-def test_numbers_in_words(difference: float, p: float, text: str, words: str) -> None:
-    ends = {"difference_low": difference - 0.1, "difference_high": difference + 0.1}
-    row = {"difference": difference, "p": p, "accuracy": 0.951, "low": 0.909, "high": 0.966} | ends
-    assert difference_text(row) == text
-    assert verdict(row, "a", "b") == words
-    assert share_text(row) == "0.95 (0.91–0.97)"
 
 
 def test_former_names_in_recorded_studies(tmp_path: Path) -> None:

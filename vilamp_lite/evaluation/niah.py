@@ -23,7 +23,7 @@ from vilamp_lite.baselines.selectors import SELECTORS, choose_keyframes
 from vilamp_lite.checkpoints import load_checkpoint, load_processor
 from vilamp_lite.common.checks import choice, finite_number, positive_int
 from vilamp_lite.common.hub import read_safetensors
-from vilamp_lite.evaluation.results import Prediction, make_prediction
+from vilamp_lite.evaluation.results import Prediction, Row, make_prediction
 from vilamp_lite.evaluation.scoring import answers_match, score
 from vilamp_lite.generation import answer
 from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
@@ -98,30 +98,15 @@ class CellResult:
     cell: Cell
     predictions: list[Prediction]
 
-    @property
-    def correct(self) -> list[bool]:
-        """Right or wrong, a question each: what `paired_sign_test` compares."""
-        return [prediction.correct for prediction in self.predictions]
-
-    def as_json(self) -> dict[str, Any]:
-        """The cell with its accuracy and Wilson's 95 % interval: frames, depth, …, correct, accuracy, low, high.
-
-        A budget is named only where there is one.
-        """
-        about = asdict(self.cell)
-        if about["budget"] is None:
-            del about["budget"]
-        return about | score(sum(self.correct), len(self.correct))
+    def as_json(self) -> Row:
+        """The cell with its accuracy and Wilson's 95 % interval; a budget is named only where there is one."""
+        about = {name: value for name, value in asdict(self.cell).items() if (name, value) != ("budget", None)}
+        return about | score(sum(one.correct for one in self.predictions), len(self.predictions))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The cells of one run, in the order asked for.
-
-    Attributes:
-        results: at least one.
-        stamp: what a reader needs to run it again, see `vilamp_lite.stamp`.
-    """
+    """The cells of one run, in the order asked for, and its stamp, see `make_stamp`."""
 
     results: list[CellResult]
     stamp: dict[str, Any]
@@ -150,13 +135,7 @@ def grid(
 
 
 def cell_haystacks(cell: Cell, seed: int, pool: int = POOL) -> list[Haystack]:
-    """The questions of a cell in their haystacks; selector and merger make no difference.
-
-    Args:
-        cell: which.
-        seed: of the whole evaluation.
-        pool: how many scenes haystacks are made of.
-    """
+    """The questions of a cell in their haystacks, made of `pool` scenes; selector and merger make no difference."""
     start = _cell_seed(cell, seed)
     return [
         hide(question, cell.frames, cell.depth, start + number, "test", pool)

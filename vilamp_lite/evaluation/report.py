@@ -1,7 +1,6 @@
 """Reading a study's rows: finding one, adding several up, laying them out, and saying in words what they show."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,17 +84,10 @@ def verdict(row: Row, first: str, second: str) -> str:
 
 
 def beside_claim(row: Row, claim: str) -> str:
-    """Set a claim of the paper, that a first is better than a second, beside the paired difference measured here.
-
-    Args:
-        row: with the paired difference, first minus second.
-        claim: in words.
-    """
-    if row["p"] >= 0.05:
-        found = "neither confirmed nor contradicted here"
-    else:
-        found = "confirmed here" if row["difference"] > 0 else "contradicted here"
-    return f"{claim}: {found}, {difference_text(row)}"
+    """Set the paper's claim that a first is better than a second beside the paired difference that was found here."""
+    found = "confirmed" if row["difference"] > 0 else "contradicted"
+    found = "neither confirmed nor contradicted" if row["p"] >= 0.05 else found
+    return f"{claim}: {found} here, {difference_text(row)}"
 
 
 def spread_text(row: Row) -> str:
@@ -116,11 +108,7 @@ def beside_figure(row: Row, name: str, figure: float) -> str:
 
 
 def told_apart(rows: Sequence[Row]) -> str:
-    """Count the settings whose paired difference to the study's reference is shown at the 5 % level.
-
-    Args:
-        rows: of one length and family, with the difference reference minus row; the reference's own is not counted.
-    """
+    """Count the settings, of one length and family, that differ from the study's reference at the 5 % level."""
     if not all("p" in row for row in rows):
         raise ValueError("the model's own setting must be among those of the study")
     worse, better = (sum(row["p"] < 0.05 and sign * row["difference"] > 0 for row in rows) for sign in (1, -1))
@@ -132,11 +120,7 @@ def told_apart(rows: Sequence[Row]) -> str:
 
 
 def source_text(study: Study) -> str:
-    """Where a study's numbers come from: the commit, and how much was asked.
-
-    Args:
-        study: with a row for each family, such as the recorded ones.
-    """
+    """Where a study's numbers come from: the commit, and how much was asked."""
     about = study["parameters"]
     cell = f"{about['questions']} at each length, depth and family"
     lengths = ", ".join(f"{frames:,}" for frames in about["frames"])
@@ -181,47 +165,26 @@ def _accuracy(row: Row) -> float:
     return row["accuracy"] if "accuracy" in row else row["mean"]
 
 
-@dataclass(frozen=True)
-class RecordedRun:
-    """A line of the README's table.
-
-    Attributes:
-        name: of the result.
-        frames: N.
-        about: model and machine.
-        trained: whether the weights are; an answer of random ones means nothing.
-    """
-
-    name: str
-    frames: int
-    about: str
-    trained: bool = True
-
-
-RECORDED_RUNS = (
-    *(RecordedRun("streaming", frames, "miniature, CPU, 1 thread") for frames in (1_000, 2_000, 5_000, 10_000)),
-    RecordedRun("streaming_100000", 100_000, "miniature, CPU, 1 thread"),
-    RecordedRun("streaming_h100", 10_000, "full size with random weights, H100", trained=False),
-    RecordedRun("streaming_a100", 10_000, "authors' checkpoint, A100"),
+# The runs of `results_table`: result, frames, model and machine.
+_RUNS = (
+    *(("streaming", frames, "miniature, CPU, 1 thread") for frames in (1_000, 2_000, 5_000, 10_000)),
+    ("streaming_100000", 100_000, "miniature, CPU, 1 thread"),
+    ("streaming_h100", 10_000, "full size with random weights, H100"),
+    ("streaming_a100", 10_000, "authors' checkpoint, A100"),
 )
 
 
 def results_table(folder: Path = RESULTS) -> list[list[str]]:
-    """The README's table of runs, its head first; what nobody has run says so."""
+    """The table of recorded runs from file to answer, its head first; what nobody has run says so."""
     table = [["frames", "model and machine", "time to the answer", "peak above the model's", "needle", "commit"]]
-    for run in RECORDED_RUNS:
-        study = load_result(run.name, folder) if (folder / f"{run.name}.json").is_file() else {"rows": []}
-        found = [row for row in study["rows"] if row["frames"] == run.frames]
+    for name, frames, about in _RUNS:
+        study = load_result(name, folder) if (folder / f"{name}.json").is_file() else {"rows": []}
         measured = ["not run", "", "", ""]
-        if found:
-            (row,) = found
+        for row in matching(study["rows"], frames=frames):
             above = (row["peak_memory"] - row["memory_before"]) / 1e6
             needle = f"{'found' if row['needle_keyframes'] else 'missed'}, {row['answer']!r}"
-            measured = [
-                f"{row['seconds']:.0f} s",
-                f"{above:,.0f} MB",
-                needle if run.trained else "no meaning",
-                short_commit(study["stamp"]),
-            ]
-        table.append([f"{run.frames:,}", run.about, *measured])
+            if "random weights" in about:
+                needle = "no meaning"
+            measured = [f"{row['seconds']:.0f} s", f"{above:,.0f} MB", needle, short_commit(study["stamp"])]
+        table.append([f"{frames:,}", about, *measured])
     return table

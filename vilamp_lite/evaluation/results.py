@@ -59,16 +59,7 @@ def make_prediction(
     sequence: "MixedPrecisionSequence",
     needle_frames: Sequence[tuple[int, int]],
 ) -> Prediction:
-    """Record an answer.
-
-    Args:
-        question: what was asked.
-        answer: what is right.
-        said: what the model answered.
-        correct: whether that is right.
-        sequence: the video as the model saw it.
-        needle_frames: (first, behind the last) of each needle.
-    """
+    """Record what a model said about a sequence whose needles are at `needle_frames`: (first, behind the last) each."""
     keyframes = sequence.keyframes.tolist()
     found = [any(start <= frame < stop for frame in keyframes) for start, stop in needle_frames]
     recall = sum(found) / len(found)
@@ -96,15 +87,7 @@ def kept_result(file: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def load_result(name: str, folder: str | os.PathLike[str] = RESULTS) -> Study:
-    """Read a recorded study.
-
-    Args:
-        name: a name in `RECORDED`.
-        folder: where the studies were written.
-
-    Raises:
-        ValueError: there is no such file, or it is not a study.
-    """
+    """Read a recorded study, made by `make studies`."""
     file = Path(folder) / f"{name}.json"
     if not file.is_file():
         raise ValueError(f"there is no recorded study {file}: `make studies` makes it, from trained models")

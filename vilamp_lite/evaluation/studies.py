@@ -70,14 +70,8 @@ def niah_study(
 ) -> Study:
     """Fig. 2, needles in haystacks: accuracy by length and depth, for the full method and for uniform + mean.
 
-    Args:
-        models: one.
-        exam: its lengths and depths are the figure's axes.
-        variants: pairs of selector and merger; the first is what the others are compared with.
-        run: `processes` and `out`.
-
-    Returns:
-        Rows by variant, length, depth and family; depth "all" and family "all" pool them.
+    Every one of `variants`, pairs of selector and merger, is compared with the first. Rows by variant, length, depth
+    and family; depth "all" and family "all" pool them.
     """
     model = single(models)
     results = _variants(model, exam, variants, **run)
@@ -98,17 +92,10 @@ def ablation_study(
     mergers: Sequence[str] = tuple(MERGERS),
     **run: Any,
 ) -> Study:
-    """Table 2: every selector with every merger, on the same questions.
+    """Table 2: every one of `selectors` with every one of `mergers`, on the same questions.
 
-    Args:
-        models: one.
-        exam: what is asked.
-        selectors: names in `SELECTORS`; "dks" is added if missing, since dks + dfm is the reference.
-        mergers: names in `MERGERS`; "dfm" is added if missing.
-        run: `processes` and `out`.
-
-    Returns:
-        Rows by variant, length and family, with the paired difference: dks + dfm minus the row's variant.
+    Rows by variant, length and family, with the paired difference: dks + dfm minus the row's variant. These two are
+    added where they are missing.
     """
     model = single(models)
     selectors, mergers = (
@@ -128,17 +115,10 @@ def sensitivity_study(
     temperature_factors: Sequence[float] = (0.1, 0.3, 1, 3, 10),
     **run: Any,
 ) -> Study:
-    """Table 6: accuracy over τ and α, without training again.
+    """Table 6: accuracy over τ (`thresholds`) and α (factors of the learned one), without training again.
 
-    Args:
-        models: one.
-        exam: what is asked.
-        thresholds: values of τ; the model's own is the reference if it is one of them.
-        temperature_factors: of the learned α; 1 is the reference.
-        run: `processes` and `out`.
-
-    Returns:
-        Rows by similarity_threshold, temperature_factor, length and family; `temperature` is α itself.
+    Rows by similarity_threshold, temperature_factor, length and family; `temperature` is α itself. The reference is the
+    model's own τ with the factor 1, if they are among the values.
     """
     model = single(models)
     learned = load_checkpoint(model).merger.temperature.item()
@@ -160,14 +140,7 @@ def keyframes_study(
 ) -> Study:
     """Fig. 6: accuracy by the number of keyframes K, without training again.
 
-    Args:
-        models: one.
-        exam: what is asked.
-        keyframes: values of K; the model's own is the reference if it is one of them.
-        run: `processes` and `out`.
-
-    Returns:
-        Rows by max_keyframes, length and family.
+    Rows by max_keyframes, length and family. The reference is the model's own K, if it is among the values.
     """
     return _field_study("keyframes", models, exam, "max_keyframes", keyframes, **run)
 
@@ -177,14 +150,7 @@ def redundancy_study(
 ) -> Study:
     """Accuracy by λ, the weight of redundancy in the merge, without training again.
 
-    Args:
-        models: one.
-        exam: what is asked.
-        weights: values of λ; the model's own is the reference if it is one of them.
-        run: `processes` and `out`.
-
-    Returns:
-        Rows by redundancy_weight, length and family.
+    Rows by redundancy_weight, length and family. The reference is the model's own λ, if it is among the values.
     """
     return _field_study("redundancy", models, exam, "redundancy_weight", weights, **run)
 
@@ -197,18 +163,10 @@ def comparison_study(
     second_changes: Mapping[str, Any] | None = None,
     **run: Any,
 ) -> Study:
-    """Compare two trained models, or one model with two configurations, on the same questions.
+    """Compare two trained models, or one model (twice in `models`) with two configurations, on the same questions.
 
-    Args:
-        models: two, or the same twice.
-        exam: what is asked.
-        first_changes: of the first model, as in `Examiner.with_changes`.
-        second_changes: of the second.
-        run: `processes` and `out`.
-
-    Returns:
-        Rows by length and family: the first's scores as first_correct, first_accuracy, first_low, first_high, the
-        second's likewise, and the paired difference, first minus second.
+    The changes are those of `Examiner.with_changes`. Rows by length and family: the first's scores as first_correct,
+    first_accuracy, first_low, first_high, the second's likewise, and the paired difference, first minus second.
     """
     first, second = _counted(models, 2)
     about = {"first_changes": dict(first_changes or {}), "second_changes": dict(second_changes or {})}
@@ -227,18 +185,12 @@ def comparison_study(
 def seeds_study(
     models: Sequence[Model], exam: Exam, *, variants: Sequence[tuple[str, str]] = (FULL, BASELINE), **run: Any
 ) -> Study:
-    """Mean and spread over models that were trained alike with different seeds.
+    """Mean and spread over two or more models that were trained alike with different seeds.
 
-    Args:
-        models: at least two; all get the same questions.
-        exam: what is asked.
-        variants: pairs of selector and merger; the first is what the others are compared with.
-        run: `processes` and `out`.
-
-    Returns:
-        Rows by variant, length and family: `accuracies`, one for each model in order, their `mean`, `spread` (standard
-        deviation), `lowest` and `highest`, and `questions`, of each model. `paired` holds each model's paired
-        difference, the first variant minus the row's, and `difference` is their mean.
+    Every one of `variants`, pairs of selector and merger, is compared with the first. Rows by variant, length and
+    family: `accuracies`, one for each model in order, their `mean`, `spread` (standard deviation), `lowest` and
+    `highest`, and `questions`, of each model. `paired` holds each model's paired difference, the first variant minus
+    the row's, and `difference` is their mean.
     """
     if len(models) < 2:
         raise ValueError(f"models must be at least two, got {len(models)}")
@@ -267,16 +219,10 @@ def peers_study(
 ) -> Study:
     """Accuracy by visual tokens, against other ways to show a long video: the paper's claim of efficiency.
 
-    Args:
-        models: the full method's, then one for each peer that was trained so.
-        exam: what is asked; the same of every method with every budget.
-        peers: names in `PEERS`.
-        budgets: visual tokens at most. Whatever does not fit is sampled uniformly, by the full method too.
-        run: `processes` and `out`.
-
-    Returns:
-        Rows by method ("full" or a peer), budget, length and family, with the paired difference: full minus the row's
-        method. `needle_recall` is the share of needles that have a keyframe, with a peer a frame that is seen.
+    `models` are the full method's, then one for each of `peers` that was trained so. Whatever does not fit a budget, in
+    visual tokens, is sampled uniformly, by the full method too. Rows by method ("full" or a peer), budget, length and
+    family, with the paired difference: full minus the row's method. `needle_recall` is the share of needles that have a
+    keyframe, with a peer a frame that is seen.
     """
     model, *trained = _counted(models, 1 + len(peers))
     methods = {"full": (model, FULL)}

@@ -86,11 +86,7 @@ def full_size_memory_figure(study: Study) -> Figure:
 
 
 def stage_budget(stages: Sequence[Mapping[str, Any]]) -> Figure:
-    """Show how long each stage of one run took.
-
-    Args:
-        stages: rows with stage, seconds and share, in order.
-    """
+    """Show how long each stage of one run took; rows with stage, seconds and share, in order."""
     figure, axis = plt.subplots(figsize=(9, 0.6 + 0.38 * len(stages)), layout="constrained")
     seconds = [row["seconds"] for row in stages]
     bars = axis.barh([row["stage"] for row in stages], seconds, color=BLUE)
@@ -102,13 +98,7 @@ def stage_budget(stages: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def stage_memory(schedule: Sequence[Mapping[str, Any]], gpu: str, capacity: float) -> Figure:
-    """Show which stages of a run fit a GPU's memory.
-
-    Args:
-        schedule: of `costs.Costs.schedule`: stage, memory in bytes and fits, in order.
-        gpu: its name.
-        capacity: its memory in bytes.
-    """
+    """Show which stages of a run, from `Costs.schedule`, fit the memory of a GPU, `capacity` bytes."""
     figure, axis = plt.subplots(figsize=(9, 0.8 + 0.38 * len(schedule)), layout="constrained")
     memory = [row["memory"] / 1e9 for row in schedule]
     colours = [BLUE if row["fits"] else ORANGE for row in schedule]
@@ -124,11 +114,7 @@ def stage_memory(schedule: Sequence[Mapping[str, Any]], gpu: str, capacity: floa
 
 
 def growth_by_frames(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Show how each stage's CPU time and the peak memory grow with the video (Table 5, measured).
-
-    Args:
-        rows: of the streaming study: frames, stages, memory_before and peak_memory.
-    """
+    """Show how each stage's CPU time and the peak memory grow with the video (Table 5), from the streaming study."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", width_ratios=(3, 2))
     frames = [row["frames"] for row in rows]
     for place, (stage, marker) in enumerate(zip(rows[0]["stages"], itertools.cycle("osD^vP*"), strict=False)):

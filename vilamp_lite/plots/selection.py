@@ -11,17 +11,11 @@ from matplotlib.figure import Figure
 from vilamp_lite.evaluation.scenes import PhotoScene
 from vilamp_lite.keyframes import KeyframeSelection
 from vilamp_lite.plots.sequences import ordinal
-from vilamp_lite.plots.style import BLUE, GREEN, GREY, ORANGE
+from vilamp_lite.plots.style import BLUE, GREEN, GREY, ORANGE, curves_and_line
 
 
 def contact_sheet(frames: np.ndarray, labels: Sequence[str], columns: int = 6) -> Figure:
-    """Show frames in reading order, each with a label above it.
-
-    Args:
-        frames: uint8 [n, H, W, 3].
-        labels: n of them.
-        columns: pictures in a row.
-    """
+    """Show frames, uint8 [n, H, W, 3], in reading order, each with its label above it."""
     rows = math.ceil(len(frames) / columns)
     height = 11 / columns * frames.shape[1] / frames.shape[2] + 0.3
     figure, axes = plt.subplots(rows, columns, figsize=(11, rows * height), squeeze=False, layout="constrained")
@@ -213,11 +207,7 @@ def walk_on_circle(embeds: np.ndarray, query: np.ndarray, selection: KeyframeSel
 
 
 def score_bars(scores: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Compare methods on several scores between 0 and 1, one panel for each score.
-
-    Args:
-        scores: for each method, its scores by name.
-    """
+    """Compare methods on several scores between 0 and 1, one panel for each score; `scores` are by method and name."""
     names = list(next(iter(scores.values())))
     figure, axes = plt.subplots(1, len(names), figsize=(12, 0.4 * len(scores) + 1.2), sharey=True, layout="constrained")
     for axis, name in zip(np.atleast_1d(axes), names, strict=True):
@@ -238,10 +228,7 @@ def keyframe_sweep(thresholds: Sequence[float], counts: Mapping[int, Sequence[in
         counts: for each K, the number chosen at each τ.
         num_scenes: drawn as a line.
     """
-    figure, axis = plt.subplots(figsize=(8, 3.5), layout="constrained")
-    for (limit, chosen), marker in zip(counts.items(), "osD^v", strict=False):
-        axis.plot(thresholds, chosen, marker=marker, markersize=4, label=f"K = {limit}")
-    axis.axhline(num_scenes, color="black", linestyle="--", linewidth=1, label="scenes in the video")
+    named = {f"K = {limit}": chosen for limit, chosen in counts.items()}
+    figure, axis = curves_and_line(thresholds, named, num_scenes, "scenes in the video")
     axis.set(xlabel="τ, the largest cosine two keyframes may have", ylabel="keyframes chosen")
-    axis.legend(fontsize=9)
     return figure

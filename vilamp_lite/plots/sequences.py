@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from vilamp_lite.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE
+from vilamp_lite.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, curves_and_line
 
 if TYPE_CHECKING:
     from vilamp_lite.configuration import ViLaMPConfig
@@ -54,13 +54,9 @@ def sharpness(temperatures: Sequence[float], effective: Mapping[str, Sequence[fl
         effective: for each curve, exp(entropy of the weights) at each α, by name.
         num_patches: M, the most it can be.
     """
-    figure, axis = plt.subplots(figsize=(8, 3.5), layout="constrained")
-    for (name, values), marker in zip(effective.items(), "osD^", strict=False):
-        axis.plot(temperatures, values, marker=marker, markersize=4, label=name)
-    axis.axhline(num_patches, color="black", linestyle="--", linewidth=1, label=f"mean pooling: all {num_patches}")
+    figure, axis = curves_and_line(temperatures, effective, num_patches, f"mean pooling: all {num_patches}")
     axis.set(xscale="log", xlabel="α, the temperature of the merge", ylabel="patches that count (exp. entropy)")
     axis.set_ylim(0, num_patches * 1.1)
-    axis.legend(fontsize=9)
     return figure
 
 
@@ -72,12 +68,8 @@ def token_budget(num_frames: Sequence[int], budgets: Mapping[str, Sequence[int]]
         budgets: for each way of counting, the tokens at each N.
         context: the language model's longest sequence, drawn as a line.
     """
-    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
-    for (name, tokens), marker in zip(budgets.items(), "osD^", strict=False):
-        axis.plot(num_frames, tokens, marker=marker, markersize=4, label=name)
-    axis.axhline(context, color="black", linestyle="--", linewidth=1, label=f"context of Qwen2-7B: {context:,}")
+    figure, axis = curves_and_line(num_frames, budgets, context, f"context of Qwen2-7B: {context:,}", height=4)
     axis.set(xscale="log", yscale="log", xlabel="frames in the video, N", ylabel="visual tokens")
-    axis.legend(fontsize=9)
     return figure
 
 

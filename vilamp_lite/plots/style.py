@@ -1,9 +1,10 @@
 """Colours and settings that all figures share."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 PALETTE = sns.color_palette("colorblind")
@@ -27,3 +28,15 @@ def legend(figure: Figure, names: Mapping[str, Mapping[str, object]]) -> None:
     """Name line styles once for a whole figure."""
     handles = [plt.Line2D([], [], **style) for style in names.values()]
     figure.legend(handles, names, loc="outside upper right", ncols=len(names), fontsize=9)
+
+
+def curves_and_line(
+    xs: Sequence[float], curves: Mapping[str, Sequence[float]], line: float, line_name: str, height: float = 3.5
+) -> tuple[Figure, Axes]:
+    """Draw named curves over the same values, and a dashed line across."""
+    figure, axis = plt.subplots(figsize=(8, height), layout="constrained")
+    for (name, values), marker in zip(curves.items(), "osD^v", strict=False):
+        axis.plot(xs, values, marker=marker, markersize=4, label=name)
+    axis.axhline(line, color="black", linestyle="--", linewidth=1, label=line_name)
+    axis.legend(fontsize=9)
+    return figure, axis
