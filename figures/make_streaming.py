@@ -16,8 +16,8 @@ from vilamp_lite.checkpoints import load_checkpoint, load_config, load_processor
 from vilamp_lite.common.files import write_json
 from vilamp_lite.common.fingerprints import code_fingerprint, weights_fingerprint
 from vilamp_lite.common.stamp import ROOT, make_stamp
-from vilamp_lite.evaluation.results import RESULTS, kept_result, result_of
-from vilamp_lite.streaming.measured import Row, measured_answer
+from vilamp_lite.evaluation.results import RESULTS, Row, Study, kept_result, result_of
+from vilamp_lite.streaming.measured import measured_answer
 from vilamp_lite.tinyworld import MINIATURE
 from vilamp_lite.tinyworld.long_videos import long_video
 
@@ -35,7 +35,7 @@ def run_length(model: Path, cache: Path, num_frames: int, depth: float, seed: in
 
 def streaming_study(
     model: Path, frames: Sequence[int], *, repeats: int, folder: Path, depth: float = 0.5, seed: int = 0
-) -> Row:
+) -> Study:
     """Measure answers about videos of several lengths, each several times, each in a fresh process with one thread.
 
     Args:
@@ -49,9 +49,6 @@ def streaming_study(
     Returns:
         A study: a row for each N, with the median over the runs of seconds and memory and the last run's answer, and in
         `parameters` the exponents of CPU time over N, by stage, where there are two lengths or more.
-
-    Raises:
-        ValueError: no such model, or runs kept of another model or version of this package.
     """
     load_config(model)  # refuses what is no checkpoint, before videos are made
     about = {"weights": weights_fingerprint(model), "code": code_fingerprint(), "depth": depth, "seed": seed}

@@ -90,10 +90,8 @@ def test_variants_share_their_questions_and_cells_do_not() -> None:
     haystacks = cell_haystacks(cell, 0, POOL)
     assert haystacks == cell_haystacks(replace(cell, selector="uniform", merger="drop"), 0, POOL)
     seen = {needle.seed for haystack in haystacks for needle in haystack.question.needles}
-    changes = [{"frames": 201}, {"depth": 0.6}, {"family": "attribute"}]
-    for other in [cell_haystacks(replace(cell, **change), 0, POOL) for change in changes] + [
-        cell_haystacks(cell, 1, POOL)
-    ]:
+    for change, seed in (({"frames": 201}, 0), ({"depth": 0.6}, 0), ({"family": "attribute"}, 0), ({}, 1)):
+        other = cell_haystacks(replace(cell, **change), seed, POOL)
         assert not seen & {needle.seed for haystack in other for needle in haystack.question.needles}
 
 
@@ -346,12 +344,8 @@ def test_the_json_form(finished: tuple[Evaluation, Path], miniature: Path) -> No
     assert about["stamp"]["model"] == str(miniature)
     assert (about["stamp"]["seed"], about["stamp"]["pool"]) == (3, POOL)
     assert about["stamp"]["versions"]["torch"] == version("torch")  # torch.__version__ may name its build as well
-    assert {file.name for file in folder.iterdir()} == {
-        "100_0_attribute_dks_dfm.json",
-        "100_1_attribute_dks_dfm.json",
-        "100_0_roll-call_dks_dfm.json",
-        "100_1_roll-call_dks_dfm.json",
-    }
+    names = {f"100_{depth}_{family}_dks_dfm.json" for depth in (0, 1) for family in ("attribute", "roll-call")}
+    assert {file.name for file in folder.iterdir()} == names
 
 
 def test_two_processes_give_the_same(finished: tuple[Evaluation, Path], miniature: Path, tmp_path: Path) -> None:
@@ -446,22 +440,17 @@ def test_an_interrupted_run_goes_on(
     assert predictions_of(again) == predictions_of(finished[0])
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_other_settings_are_refused(finished: tuple[Evaluation, Path], miniature: Path) -> None:
+    for change, message in (
         ({"seed": 4}, "is of another evaluation (seed 3, not 4); delete it, or choose another folder"),
         ({"pool": 61}, "(pool 60, not 61)"),
         ({"changes": {"max_keyframes": 2}}, "(changes {}, not {'max_keyframes': 2})"),
         ({"cells": grid([100], [0], ["attribute"], questions=2)}, "(questions 3, not 2)"),
-    ],
-)
-def test_other_settings_are_refused(
-    change: dict, message: str, finished: tuple[Evaluation, Path], miniature: Path
-) -> None:
-    settings = {"cells": CELLS, "seed": 3, "pool": POOL, "out": finished[1]} | change
-    with pytest.raises(ValueError, match="100_0_attribute_dks_dfm") as refused:
-        evaluate_cells(miniature, **settings)
-    assert message in str(refused.value)
+    ):
+        settings = {"cells": CELLS, "seed": 3, "pool": POOL, "out": finished[1]} | change
+        with pytest.raises(ValueError, match="100_0_attribute_dks_dfm") as refused:
+            evaluate_cells(miniature, **settings)
+        assert message in str(refused.value)
 
 
 def test_another_model_and_damaged_files_are_refused(
@@ -511,9 +500,8 @@ def test_a_qformer_is_needed(miniature: Path, tmp_path: Path) -> None:
         evaluate_cells(other, cells, pool=POOL)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_bad_settings(miniature: Path) -> None:
+    for arguments, message in (
         (
             {"cells": [Cell(20, 0.5, "roll call")]},
             r"frames must be at least \d+ to hold the needles of a roll call, got 20",
@@ -524,16 +512,13 @@ def test_a_qformer_is_needed(miniature: Path, tmp_path: Path) -> None:
         ({"processes": 0}, "processes must be an integer of at least 1"),
         ({"changes": {"max_keyframe": 2}}, "has no field max_keyframe"),
         ({"model": "nowhere"}, "nowhere is not a checkpoint"),
-    ],
-)
-def test_bad_settings(arguments: dict, message: str, miniature: Path) -> None:
-    with pytest.raises(ValueError, match=message):
-        evaluate_cells(**{"model": miniature, "cells": CELLS, "pool": POOL} | arguments)
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate_cells(**{"model": miniature, "cells": CELLS, "pool": POOL} | arguments)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_bad_cells() -> None:
+    for change, message in (
         ({"frames": 0}, "frames must be an integer of at least 1"),
         ({"depth": 1.5}, "depth must lie from 0 to 1, got 1.5"),
         ({"family": "riddle"}, "family must be one of 'attribute'"),
@@ -543,11 +528,9 @@ def test_bad_settings(arguments: dict, message: str, miniature: Path) -> None:
         ({"budget": 0}, "budget must be an integer of at least 1"),
         ({"merger": "dense", "selector": "uniform"}, "dense needs a budget and the selector 'uniform'"),
         ({"merger": "dense", "budget": 100, "selector": "dks"}, "dense needs a budget and the selector 'uniform'"),
-    ],
-)
-def test_bad_cells(change: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        replace(CELLS[0], **change)
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(CELLS[0], **change)
 
 
 # --- The command -----------------------------------------------------------------------------------------------------
@@ -585,16 +568,13 @@ def test_predictions_are_kept_where_nothing_is_said(
     assert len(list(tmp_path.rglob("*.json"))) == 2
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_the_command_refuses(refusal: Refusal) -> None:
+    for arguments, message in (
         (["--frames", "many"], "--frames must be numbers with commas between them, got 'many'"),
         (["--frames", "64,64"], "frames must be different values"),
         (["--depths", "2"], "depth must lie from 0 to 1"),
         (["--families", "riddle"], "family must be one of"),
         (["--selector", "luck"], "selector must be one of"),
         (["--model", "nowhere"], "nowhere is not a checkpoint"),
-    ],
-)
-def test_the_command_refuses(arguments: list[str], message: str, refusal: Refusal) -> None:
-    assert message in refusal(*NIAH, *arguments)
+    ):
+        assert message in refusal(*NIAH, *arguments)

@@ -25,34 +25,28 @@ def row(accuracy: float, reference: float, p: float = 0.5, **about: object) -> d
     return {"frames": 1024, "family": "all"} | about | interval | paired
 
 
-@pytest.mark.parametrize(
-    ("difference", "p", "word"),
-    [
+def test_claims_stand_beside_differences() -> None:
+    for difference, p, word in (
         (0.2, 0.01, "confirmed here, +0.20"),
         (-0.2, 0.01, "contradicted here, -0.20"),
         (0.2, 0.05, "neither confirmed nor contradicted here, +0.20"),
         (0.0, 1.0, "neither confirmed nor contradicted here, +0.00"),
-    ],
-)
-def test_claims_stand_beside_differences(difference: float, p: float, word: str) -> None:
-    text = beside_claim(row(0.5, 0.5 + difference, p), "DKS is better than uniform frames")
-    assert text.startswith(f"DKS is better than uniform frames: {word}")
+    ):
+        text = beside_claim(row(0.5, 0.5 + difference, p), "DKS is better than uniform frames")
+        assert text.startswith(f"DKS is better than uniform frames: {word}")
 
 
-@pytest.mark.parametrize(
-    ("difference", "p", "text", "words"),
-    [
+def test_numbers_in_words() -> None:
+    for difference, p, text, words in (
         (0.5234, 2e-19, "+0.52 (+0.42 to +0.62, p = 2e-19)", "a is better than b"),
         (-0.1, 0.01, "-0.10 (-0.20 to +0.00, p = 0.01)", "a is worse than b"),
         (-0.001, 0.9, "+0.00 (-0.10 to +0.10, p = 0.9)", "no difference between a and b is shown"),
-    ],
-)
-def test_numbers_in_words(difference: float, p: float, text: str, words: str) -> None:
-    ends = {"difference_low": difference - 0.1, "difference_high": difference + 0.1}
-    row = {"difference": difference, "p": p, "accuracy": 0.951, "low": 0.909, "high": 0.966} | ends
-    assert difference_text(row) == text
-    assert verdict(row, "a", "b") == words
-    assert share_text(row) == "0.95 (0.91–0.97)"
+    ):
+        ends = {"difference_low": difference - 0.1, "difference_high": difference + 0.1}
+        row = {"difference": difference, "p": p, "accuracy": 0.951, "low": 0.909, "high": 0.966} | ends
+        assert difference_text(row) == text
+        assert verdict(row, "a", "b") == words
+        assert share_text(row) == "0.95 (0.91–0.97)"
 
 
 def test_one_row_or_none() -> None:

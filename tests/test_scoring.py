@@ -17,9 +17,8 @@ from vilamp_lite.evaluation.scoring import (
 # --- Answers ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("prediction", "answer", "same"),
-    [
+def test_answers_match() -> None:
+    for prediction, answer, same in (
         ("red", "red", True),
         (" Red and  BLUE.\n", "red and blue", True),
         ('"moon"', "moon", True),
@@ -34,16 +33,13 @@ from vilamp_lite.evaluation.scoring import (
         ("(“C++”).", "c++", True),
         ("?", "", False),
         ("...", "…", False),
-    ],
-)
-def test_answers_match(prediction: str, answer: str, same: bool) -> None:
-    assert answers_match(prediction, answer) == same
-    assert answers_match(answer, prediction) == same
+    ):
+        assert answers_match(prediction, answer) == same
+        assert answers_match(answer, prediction) == same
 
 
-@pytest.mark.parametrize(
-    ("prediction", "right"),
-    [
+def test_an_option_is_chosen_by_letter_or_words() -> None:
+    for prediction, right in (
         ("B", True),
         ("b.", True),
         ("(B)", True),
@@ -57,10 +53,8 @@ def test_answers_match(prediction: str, answer: str, same: bool) -> None:
         ("a dog or a cat", False),
         ("Because", False),
         ("", False),
-    ],
-)
-def test_an_option_is_chosen_by_letter_or_words(prediction: str, right: bool) -> None:
-    assert option_matches(prediction, ["a cat", "a dog", "b"], "a dog") == right
+    ):
+        assert option_matches(prediction, ["a cat", "a dog", "b"], "a dog") == right
 
 
 def test_words_of_another_option_are_not_taken_for_a_letter() -> None:
@@ -100,19 +94,16 @@ def test_wilson_holds_the_shares_that_a_score_test_accepts(confidence: float, z:
         assert wilson_interval(correct, total, confidence) == pytest.approx((accepted[0], accepted[-1]), abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_wilson_refuses() -> None:
+    for arguments, message in (
         ((1, 0), "total must be an integer of at least 1"),
         ((3, 2), "correct must lie from 0 to total = 2, got 3"),
         ((-1, 2), "correct must lie from 0"),
         ((1, 2, 1), "confidence must lie between 0 and 1, got 1"),
         ((1, 2, math.nan), "confidence must be a finite number"),
-    ],
-)
-def test_wilson_refuses(arguments: tuple, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        wilson_interval(*arguments)
+    ):
+        with pytest.raises(ValueError, match=message):
+            wilson_interval(*arguments)
 
 
 # --- Pairs -----------------------------------------------------------------------------------------------------------

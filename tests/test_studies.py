@@ -35,7 +35,6 @@ from vilamp_lite.evaluation.studies import (
 )
 from vilamp_lite.generation import Answer
 from vilamp_lite.modeling import TokenKind
-from vilamp_lite.tinyworld.questions import FAMILIES
 
 EXAM = Exam((64, 80), (0.0, 1.0), ("attribute", "two needles"), questions=3, seed=3, pool=30)
 
@@ -365,55 +364,28 @@ def test_the_share_of_items_that_is_needed(attention: list[float], share: float,
     assert share_needed(np.array(attention, float), share) == needed
 
 
-def test_merged_patches_by_brute_force(miniature: Path) -> None:
-    exam = replace(SHORT, questions=2)
-    rows = attention_study([miniature], exam, variants=[("uniform", "dfm"), ("uniform", "mean")])["rows"]
-    assert "merged_patches_needed" not in find(rows, merger="mean", family=ALL)
-    row = find(rows, merger="dfm", family=ALL)
-    examiner = Examiner(miniature, exam.seed, exam.pool)
-    model = examiner.model
-    model.language_model.set_attn_implementation("eager")
-    haystacks = cell_haystacks(exam.cells("uniform", "dfm")[0], exam.seed, exam.pool)
-    examiner.features.encode(scene for haystack in haystacks for scene in haystack.scenes)
-    found = []
-    for haystack in haystacks:
-        sequence = examiner.sequence(haystack, "uniform", "dfm")
-        attention = answer_attention(model, examiner.processor, haystack.question.text, sequence).mean(dim=(0, 1))
-        _, patches = examiner.features.of(haystack.scenes)
-        patches = patches.float()
-        query = model.embed_query(**examiner.processor.selector_query([haystack.question.text]))[0].detach()
-        keyframes = sequence.keyframes.tolist()
-        sums, total = [0.0, 0.0, 0.0], 0.0
-        for frame in set(range(64)) - set(keyframes):
-            (place,) = (sequence.frame_of_token == frame).nonzero()[:, 0].tolist()
-            before = [k for k in keyframes if k < frame] or keyframes[:1]
-            reference = patches[before[-1]]
-            _, weights = model.merger(patches[[frame]], reference, query)
-            weights = weights[0].tolist()
-            cosines = [
-                float(torch.cosine_similarity(a, b, dim=0)) for a, b in zip(patches[frame], reference, strict=True)
-            ]
-            ranked = sorted(weights, reverse=True)
-            needed = next(n for n in range(17) if sum(ranked[:n]) >= 0.8 - 1e-6) / 16
-            values = needed, sum(w * c for w, c in zip(weights, cosines, strict=True)), sum(cosines) / 16
-            own = float(attention[place])
-            total += own
-            sums = [have + own * value for have, value in zip(sums, values, strict=True)]
-        found.append([value / total for value in sums])
-    for name, values in zip(
-        ("merged_patches_needed", "cosine_merged_patches", "cosine_all_patches"), zip(*found, strict=True), strict=True
-    ):
-        assert row[name] == pytest.approx(np.mean(values), abs=1e-3), name
-        assert row["low"][name] <= row[name] <= row["high"][name]
-    assert row["cosine_merged_patches"] != pytest.approx(row["cosine_all_patches"], abs=1e-3)
+def brute_merged_patches(model, sequence, patches: torch.Tensor, query: torch.Tensor, of_token: list[float]) -> dict:
+    """How the frames that are no keyframes are merged, frame by frame, each by the attention on its token."""
+    keyframes, sums, total = sequence.keyframes.tolist(), np.zeros(3), 0.0
+    for frame in set(range(len(patches))) - set(keyframes):
+        (place,) = (sequence.frame_of_token == frame).nonzero()[:, 0].tolist()
+        before = [k for k in keyframes if k < frame] or keyframes[:1]
+        weights = model.merger(patches[[frame]], patches[before[-1]], query)[1][0].tolist()
+        pairs = zip(patches[frame], patches[before[-1]], strict=True)
+        cosines = [float(torch.cosine_similarity(a, b, dim=0)) for a, b in pairs]
+        needed = next(n for n in range(17) if sum(sorted(weights, reverse=True)[:n]) >= 0.8 - 1e-6) / 16
+        values = needed, sum(w * c for w, c in zip(weights, cosines, strict=True)), sum(cosines) / 16
+        total += of_token[place]
+        sums += of_token[place] * np.array(values)
+    names = ("merged_patches_needed", "cosine_merged_patches", "cosine_all_patches")
+    return dict(zip(names, sums / total, strict=True))
 
 
 def test_attention_by_brute_force(miniature: Path) -> None:
     exam = replace(SHORT, families=("two needles",), questions=2)
-    (row, whole) = attention_study([miniature], exam, variants=[("dks", "dfm")])["rows"]
-    assert {name: value for name, value in row.items() if name != "family"} == {
-        name: value for name, value in whole.items() if name != "family"
-    }
+    row, whole, mean, _ = attention_study([miniature], exam, variants=[("dks", "dfm"), ("uniform", "mean")])["rows"]
+    assert row | {"family": ALL} == whole
+    assert "merged_patches_needed" not in mean
     examiner = Examiner(miniature, exam.seed, exam.pool)
     model, processor = examiner.model, examiner.processor
     cell = exam.cells()[0]
@@ -422,7 +394,8 @@ def test_attention_by_brute_force(miniature: Path) -> None:
     found: dict[str, list[float]] = {}
     for haystack in haystacks:
         sequence = examiner.sequence(haystack, "dks", "dfm")
-        embeds, _ = examiner.features.of(haystack.scenes)
+        embeds, features = examiner.features.of(haystack.scenes)
+        query = model.embed_query(**processor.selector_query([haystack.question.text]))[0].detach()
         prompt = processor.prompts([haystack.question.text])
         embeddings, mask, positions, _ = model.place_videos(prompt["input_ids"], [sequence.embeds])
         expected = model(**prompt, video_embeds=[sequence.embeds]).logits
@@ -462,7 +435,7 @@ def test_attention_by_brute_force(miniature: Path) -> None:
             "on_video": sum(of_token),
             "cosine_attended": sum(cosines) / len(cosines),
             "half": sum(of_frame[frame] for frame in ranked[:32]) / total,
-        }
+        } | brute_merged_patches(model, sequence, features.float(), query, of_token)
         for name, value in values.items():
             found.setdefault(name, []).append(value)
     assert row["curve"][50] == pytest.approx(np.mean(found.pop("half")), abs=1e-4)
@@ -471,5 +444,5 @@ def test_attention_by_brute_force(miniature: Path) -> None:
         assert row[name] == pytest.approx(np.mean(values), abs=1e-4), name
         half = 1.96 * np.std(values, ddof=1) / 2**0.5
         assert row["high"][name] - row["low"][name] == pytest.approx(2 * half, abs=1e-4)
+    assert row["cosine_merged_patches"] != pytest.approx(row["cosine_all_patches"], abs=1e-3)
     assert -1 <= row["cosine_random"] <= 1
-    assert set(FAMILIES) >= {row["family"]}
