@@ -46,10 +46,9 @@ def keyframes(
     """Choose the frames of VIDEO that answer QUERY and differ from each other (the paper's Algorithm 1)."""
     if strip is not None:
         _require_writable("--strip", strip, ".png")
-    import torch
 
     from vilamp_lite.encoders import embed_video, load_encoder
-    from vilamp_lite.keyframes import select_keyframes
+    from vilamp_lite.keyframes import check_rule, select_keyframes
     from vilamp_lite.video.source import stream_frames
 
     sampling = {"fps": fps, "max_frames": max_frames}
@@ -60,7 +59,7 @@ def keyframes(
     }
     # A long video should not be embedded only to refuse its settings.
     stream_frames(video, **sampling)
-    select_keyframes(torch.ones(1, 1), torch.ones(1), **settings)
+    check_rule(**settings, fill="none")
 
     frame_encoder = load_encoder(encoder, device)
     query_embed = frame_encoder.encode_text([query])[0]
