@@ -23,9 +23,6 @@ def float_tensor(name: str, value: ArrayLike, *ranks: int) -> "torch.Tensor":
     """Take a floating-point tensor or array of one of the given ranks, with no empty axis.
 
     Values are not looked at here: NaN and infinity show up in sums that the callers form anyway.
-
-    Raises:
-        ValueError: not a tensor or array, not floating point, wrong rank, or an axis of length 0.
     """
     import torch
 
@@ -42,11 +39,7 @@ def float_tensor(name: str, value: ArrayLike, *ranks: int) -> "torch.Tensor":
 
 
 def finite_number(name: str, value: float, *, above: float = -math.inf) -> float:
-    """Take a finite real number greater than `above`.
-
-    Raises:
-        ValueError: not a number, NaN, infinite, or not above the bound.
-    """
+    """Take a finite real number greater than `above`."""
     is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or value <= above:
         bound = "" if above == -math.inf else f" above {above:g}"
@@ -62,22 +55,14 @@ def cosine(name: str, value: float) -> float:
 
 
 def positive_int(name: str, value: int) -> int:
-    """Take an integer of at least 1.
-
-    Raises:
-        ValueError: not an integer, or below 1.
-    """
+    """Take an integer of at least 1."""
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {describe(value)}")
     return int(value)
 
 
 def choice(name: str, value: str, options: tuple[str, ...]) -> str:
-    """Take one of a few words.
-
-    Raises:
-        ValueError: some other value.
-    """
+    """Take one of a few words."""
     if value not in options:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
     return value
@@ -87,9 +72,6 @@ def require_finite(result: "torch.Tensor", **inputs: "torch.Tensor") -> None:
     """Blame a non-finite result on the input that caused it.
 
     Looking at a small result is cheap; the large inputs are searched only when it is bad.
-
-    Raises:
-        ValueError: `result` holds NaN or infinity.
     """
     import torch
 

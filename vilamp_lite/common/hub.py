@@ -16,11 +16,7 @@ IGNORED = -100  # transformers' label of a token that does not count
 
 
 def weight_files(path: Path) -> tuple[list[Path], set[str]]:
-    """A checkpoint's files of weights, all of which are there, and the tensors that its index names, if it has one.
-
-    Raises:
-        ValueError: there are none, one is missing, or the index is none.
-    """
+    """A checkpoint's files of weights, all of which are there, and the tensors that its index names, if it has one."""
     index = path / "model.safetensors.index.json"
     files, tensors = {"model.safetensors"}, set()
     if index.is_file():
@@ -34,11 +30,7 @@ def weight_files(path: Path) -> tuple[list[Path], set[str]]:
 
 
 def read_safetensors(path: str | PathLike[str]) -> "dict[str, torch.Tensor]":
-    """Read all weights of a directory: model.safetensors, or the shards that its index names.
-
-    Raises:
-        ValueError: there are none, one is missing or damaged, or a shard lacks a tensor of the index.
-    """
+    """Read all weights of a directory: model.safetensors, or the shards that its index names."""
     files, named = weight_files(Path(path))
     weights: dict[str, Any] = {}
     for file in files:
@@ -83,11 +75,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def usable_device(device: "str | torch.device | None") -> "torch.device":
-    """Name the device to run on: the one asked for, or else a GPU if there is one.
-
-    Raises:
-        ValueError: torch can't use that device here.
-    """
+    """Name the device to run on: the one asked for, or else a GPU if there is one."""
     import torch
 
     if device is None:

@@ -18,9 +18,6 @@ def record(**metrics: float) -> None:
 
     Args:
         metrics: finite numbers; names as in Python, such as `hit_at_5`.
-
-    Raises:
-        ValueError: a value that is no finite number.
     """
     for name, value in metrics.items():
         if not isinstance(value, Real) or not math.isfinite(value):
@@ -34,11 +31,7 @@ def record(**metrics: float) -> None:
 
 
 def recorded(notebook: NotebookNode) -> dict[str, float]:
-    """Read the metrics of an executed notebook, in the order in which they were recorded.
-
-    Raises:
-        ValueError: a name that was recorded twice.
-    """
+    """Read the metrics of an executed notebook, in the order in which they were recorded."""
     metrics: dict[str, float] = {}
     for cell in notebook.cells:
         for output in cell.get("outputs", []):

@@ -88,9 +88,6 @@ def find_notebook(name: str, folder: Path | None = None) -> Path:
     Args:
         name: of the notebook.
         folder: what a path is relative to; the current one when left out.
-
-    Raises:
-        ValueError: there is none, or there are several.
     """
     if name.endswith(".ipynb"):
         found = [path for path in [(folder or Path()) / name] if path.is_file()]
@@ -103,22 +100,14 @@ def find_notebook(name: str, folder: Path | None = None) -> Path:
 
 
 def all_notebooks() -> list[Path]:
-    """The project's notebooks, in reading order.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """The project's notebooks, in reading order."""
     if found := sorted(NOTEBOOKS.glob("[0-9]*.ipynb")):
         return found
     raise ValueError(f"there are no notebooks in {NOTEBOOKS}: run this in a copy of the repository")
 
 
 def parameters_of(notebook: Path) -> dict[str, Parameter]:
-    """List the parameters of a notebook, as papermill finds them.
-
-    Raises:
-        ValueError: there is no such notebook, or a default is not a plain literal.
-    """
+    """List the parameters of a notebook, as papermill finds them."""
     if not notebook.is_file():
         raise ValueError(f"there is no notebook {notebook}")
     try:
@@ -139,11 +128,7 @@ def parameters_of(notebook: Path) -> dict[str, Parameter]:
 
 
 def known_parameters(notebook: Path, names: Iterable[str]) -> dict[str, Parameter]:
-    """List the parameters of a notebook that is to have some names among them.
-
-    Raises:
-        ValueError: as `parameters_of`, or a name is not the notebook's.
-    """
+    """List the parameters of a notebook that is to have some names among them."""
     known = parameters_of(notebook)
     if unknown := [name for name in names if name not in known]:
         has = f"it has {', '.join(known)}" if known else "it has none"
@@ -171,9 +156,6 @@ def parse_parameters(notebook: Path, given: Sequence[tuple[str, str]]) -> dict[s
     Args:
         notebook: the file.
         given: names and values.
-
-    Raises:
-        ValueError: a name that is given twice or that is not the notebook's, or a wrong type.
     """
     texts = dict(given)
     if len(texts) < len(given):
@@ -195,9 +177,6 @@ def run_notebook(
         folder: gets what is written.
         parameters: values that replace those of the notebook's `parameters` cell.
         time_limit: seconds for the whole notebook.
-
-    Raises:
-        ValueError: an unknown parameter, a value of another type, or a time limit that is not above 0.
     """
     _require_time(time_limit)
     return _run(notebook, folder, check_parameters(notebook, parameters or {}), parameters or {}, time_limit)
@@ -257,9 +236,6 @@ def run_notebooks(
         out: the folder that gets a folder of each notebook's name.
         parameters: as in `run_notebook`; every notebook must have them.
         time_limit: seconds for each notebook.
-
-    Raises:
-        ValueError: two notebooks of one name, or as `run_notebook`; before anything runs.
     """
     _require_time(time_limit)
     names = [notebook.stem for notebook in notebooks]

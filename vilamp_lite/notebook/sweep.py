@@ -107,12 +107,7 @@ class _File(BaseModel, extra="forbid"):
 
 
 def load_sweep(file: Path) -> Sweep:
-    """Read a sweep from a YAML file.
-
-    Raises:
-        ValueError: no such file, not YAML, a field that is missing or unknown, an unknown parameter, a value of the
-            wrong type or one that is given twice.
-    """
+    """Read a sweep from a YAML file."""
     if not file.is_file():
         raise ValueError(f"there is no sweep {file}")
     try:

@@ -37,11 +37,7 @@ class Haystack:
 
 @lru_cache(maxsize=4)
 def pool_scenes(pool: int, split: str = "test") -> tuple[Scene, ...]:
-    """The scenes of a pool, see `hide`.
-
-    Raises:
-        ValueError: a pool below 1, or an unknown split.
-    """
+    """The scenes of a pool, see `hide`."""
     number = SPLITS.index(choice("split", split, SPLITS))
     return tuple(random_scene(2 * place + number) for place in range(positive_int("pool", pool)))
 

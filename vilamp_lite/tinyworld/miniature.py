@@ -19,9 +19,6 @@ def miniature_config(**changes: Any) -> ViLaMPConfig:
 
     Args:
         changes: fields to set otherwise.
-
-    Raises:
-        ValueError: as `ViLaMPConfig`.
     """
     words = len(vocabulary())
     miniature = {

@@ -76,11 +76,7 @@ def pair_scene(seed: int) -> Scene:
 
 
 def scene_seed(random: np.random.Generator, split: str) -> int:
-    """Draw a scene's seed; those of the two splits never meet: even numbers train, odd ones test.
-
-    Raises:
-        ValueError: an unknown split.
-    """
+    """Draw a scene's seed; those of the two splits never meet: even numbers train, odd ones test."""
     return 2 * int(random.integers(_SEEDS)) + SPLITS.index(choice("split", split, SPLITS))
 
 
@@ -92,9 +88,6 @@ def sample_questions(family: str, count: int, seed: int, split: str = "test") ->
         count: how many.
         seed: of the draw.
         split: "train" or "test"; their scenes never meet.
-
-    Raises:
-        ValueError: an unknown family or split, or count below 1.
     """
     kind = FAMILIES[choice("family", family, tuple(FAMILIES))]
     number = list(FAMILIES).index(family)

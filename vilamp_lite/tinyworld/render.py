@@ -65,11 +65,7 @@ class Scene:
 
 
 def render_scene(scene: Scene) -> np.ndarray:
-    """Draw a scene's frames, uint8 [num_frames, 64, 64, 3] RGB; the same for the same scene, anywhere.
-
-    Raises:
-        ValueError: an unknown shape or color, a cell outside the grid or used twice, or no frames.
-    """
+    """Draw a scene's frames, uint8 [num_frames, 64, 64, 3] RGB; the same for the same scene, anywhere."""
     _check(scene)
     random = np.random.default_rng(scene.seed)
     count = scene.num_frames
@@ -91,11 +87,7 @@ def render_scene(scene: Scene) -> np.ndarray:
 
 
 def render_scenes(scenes: Iterable[Scene], batch_size: int = 64) -> Iterator[np.ndarray]:
-    """Draw scenes one after another, uint8 [batch_size, 64, 64, 3] at a time; the last batch may be shorter.
-
-    Raises:
-        ValueError: as `render_scene`.
-    """
+    """Draw scenes one after another, uint8 [batch_size, 64, 64, 3] at a time; the last batch may be shorter."""
     waiting: list[np.ndarray] = []
     for scene in scenes:
         waiting.append(render_scene(scene))
@@ -118,9 +110,6 @@ def write_video(path: str | PathLike[str], scenes: Iterable[Scene], fps: int = 1
         path: the file, such as X.mp4.
         scenes: what to show, in order.
         fps: frames per second of the file.
-
-    Raises:
-        ValueError: as `render_scene`.
     """
     written = 0
     with written_whole(path) as waiting, av.open(waiting, "w", options={"movflags": "+faststart"}) as container:

@@ -108,10 +108,6 @@ class FinetuningTask(Task):
             examples: to draw from.
             trains: a name in `TRAINABLE`.
             max_frames: the most frames of a video (paper: 600, at 1 per second).
-
-        Raises:
-            ValueError: no examples, another name, parameters in half precision that would be trained, or a model
-                without an end token.
         """
         super().__init__()
         if not examples:
@@ -164,12 +160,7 @@ class FinetuningTask(Task):
         return output.loss, float(right[targets != IGNORED].float().mean())
 
     def batch(self, examples: Sequence[VideoQuestion]) -> dict[str, torch.Tensor]:
-        """Make the inputs of the model's `forward`, with labels that supervise answers and their end alone.
-
-        Raises:
-            ValueError: a sequence is longer than the language model's context.
-            VideoError: a file can't be read.
-        """
+        """Make the inputs of the model's `forward`, with labels that supervise answers and their end alone."""
         inputs = self.processor(
             [example.video for example in examples],
             [example.question for example in examples],
@@ -224,10 +215,6 @@ def finetune(
 
     Returns:
         float32 [steps, 2]: loss and share of right answer tokens at every step.
-
-    Raises:
-        ValueError: as `FinetuningTask` and `run_stage`, or a video's sequence does not fit the context.
-        VideoError: a file can't be read.
     """
     folder, accelerator = Path(folder), accelerator or make_accelerator()
     task = FinetuningTask(model, processor, examples, trains, max_frames)

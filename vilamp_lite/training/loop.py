@@ -54,11 +54,7 @@ class Stage:
     save_every: int = 100
 
     def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            ValueError: a number out of range.
-        """
+        """Check the numbers."""
         for name in ("steps", "batch_size", "save_every"):
             positive_int(name, getattr(self, name))
         finite_number("learning_rate", self.learning_rate, above=0)
@@ -90,9 +86,6 @@ def make_accelerator(mixed_precision: str = "no") -> Accelerator:
 
     Args:
         mixed_precision: "no" or "bf16"; "fp16" would need its loss scale saved too.
-
-    Raises:
-        ValueError: another word, or another precision than an accelerator made earlier in this process.
     """
     choice("mixed_precision", mixed_precision, ("no", "bf16"))
     # Some steps leave a module out, such as a connector when no frame is merged.
@@ -222,11 +215,7 @@ def _restore(
 
 
 def read_curve(folder: Path) -> np.ndarray:
-    """Read a stage's curve from its folder: float32 [steps, 2], loss and accuracy of every step so far.
-
-    Raises:
-        ValueError: the folder holds no saved state.
-    """
+    """Read a stage's curve from its folder: float32 [steps, 2], loss and accuracy of every step so far."""
     try:
         with safe_open(folder / _STATE, "pt") as state:
             return state.get_tensor("curve").numpy()

@@ -86,9 +86,6 @@ def train_miniature(
 
     Returns:
         The folder of the saved model, folder/STUDY-seedS/model.
-
-    Raises:
-        ValueError: an unknown study, an encoder that can't be loaded, or as `run_stage` and `build_bank`.
     """
     recipe = recipe or Recipe()
     choice("study", study, tuple(STUDIES))
@@ -112,9 +109,6 @@ def curves(folder: Path, study: str, seed: int) -> dict[str, np.ndarray]:
     """Read the curves of a training: for each stage [steps, 2], loss and accuracy.
 
     Stage 1 is left out if it did not take place there, because an encoder was given.
-
-    Raises:
-        ValueError: another stage is missing.
     """
     places = {stage: stage_folder(folder, study, seed, stage) for stage in STUDIES[study].stages}
     if not places["contrastive"].is_dir():
@@ -131,11 +125,7 @@ def train_encoder(recipe: Recipe, folder: Path, seed: int, accelerator: Accelera
 
 
 def load_tinyworld_encoder(folder: Path) -> TinyWorldModel:
-    """Load an encoder that was saved.
-
-    Raises:
-        ValueError: the folder holds none.
-    """
+    """Load an encoder that was saved."""
     encoder = loaded(TinyWorldModel, folder, use_safetensors=True, dtype=torch.float32)
     return encoder.eval().requires_grad_(False)
 
