@@ -4,7 +4,6 @@ import os
 import re
 from collections import Counter
 from dataclasses import replace
-from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -368,25 +367,13 @@ def test_single_patches_are_frames_of_one_thing(model: ViLaMPForConditionalGener
 
 
 def test_frames_around_keyframes_tell_nothing_new(model: ViLaMPForConditionalGeneration, examples: Examples) -> None:
-    """They show things of the keyframes' scenes, and the frames of a scene lie together."""
+    """They show things of the keyframes' scenes."""
     task = AlignmentTask(model, examples)
     scenes = np.array([3, 8, 11])
     random = np.random.default_rng(1)
     around = task._around(random, scenes)
     assert set(around[:, 0]) <= set(scenes)
     assert (examples.cells[around[:, 0], around[:, 1], 0] >= 0).all()
-    video, _ = task._video(random, scenes, around)
-    lengths = [1 + int((around[:, 0] == scene).sum()) for scene in scenes]
-    frames_with_patches = video.frame_of_token[:-1][video.kind_of_token[:-1] == TokenKind.PATCH].unique()
-    assert video.frame_of_token.max() + 1 == sum(lengths)
-    # Cut into the scenes' stretches in one order or another, each stretch has its keyframe.
-    assert any(
-        all(
-            ((frames_with_patches >= start) & (frames_with_patches < start + length)).sum() == 1
-            for start, length in zip(np.cumsum([0, *order[:-1]]), order, strict=True)
-        )
-        for order in permutations(lengths)
-    )
     assert len(task._around(random, np.array([], int))) == 0
 
 
@@ -400,18 +387,6 @@ def test_naming_by_hand() -> None:
         says = ((tokens[one] + tokens[other]) / 2 @ names.T).log_softmax(0)
         means.append(-(says[labels[one]] + says[labels[other]]) / 2)
     torch.testing.assert_close(naming_loss(tokens, names, labels), alone.mean() + torch.stack(means).mean())
-
-
-def test_names_of_few_dimensions_are_told_apart_from_good_ones() -> None:
-    """On a circle each name is its own token's best, but opposite pairs have one mean."""
-    angles = torch.arange(6) * torch.pi / 3
-    circle = 8 * torch.stack([angles.cos(), angles.sin()], dim=1)
-    labels = torch.arange(6)
-    assert ((circle @ circle.T).argmax(1) == labels).all()
-    opposite = torch.tensor([0, 3, 1, 4, 2, 5])
-    of_circle = naming_loss(circle[opposite], circle, opposite)
-    apart = 8 * torch.eye(6)
-    assert of_circle > naming_loss(apart[opposite], apart, opposite) + 0.5
 
 
 def test_companions_are_named_in_frames_of_two_things(

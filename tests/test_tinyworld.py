@@ -50,16 +50,14 @@ def test_frames_of_a_scene_are_near_duplicates() -> None:
     assert min(np.abs(frames[1:] - frames[:-1]).max() for frames in scenes) > 0
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("color", COLORS)
-def test_a_thing_has_its_color_in_its_cell(shape: str, color: str) -> None:
-    for cell in (0, 6, 15):
+def test_a_thing_has_its_color_in_its_cell() -> None:
+    for shape, color, cell in itertools.product(SHAPES, COLORS, (0, 6, 15)):
         shown = render_scene(Scene(3, (Thing(shape, color, cell),), 4))
         row, column = divmod(cell, 4)
         middle = shown[:, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16].reshape(-1, 3).astype(float)
         distance = np.abs(middle - np.asarray(COLORS[color])).max(axis=1)
         # At least two dozen pixels of 256, in each frame, come close to the color.
-        assert (distance < 40).sum() >= 4 * 24
+        assert (distance < 40).sum() >= 4 * 24, (shape, color, cell)
 
 
 def test_shapes_differ() -> None:
@@ -95,19 +93,16 @@ def test_a_video_file_holds_the_scenes(tmp_path: Path) -> None:
     assert error.max() < 6  # about the grain; a wrong frame is off by 20 and more
 
 
-@pytest.mark.parametrize(
-    ("scene", "message"),
-    [
-        (Scene(0, (), 0), "at least one frame"),
-        (Scene(0, (Thing("star", "red", 16),), 1), "different cells from 0 to 15"),
-        (Scene(0, (Thing("star", "red", 1), Thing("moon", "red", 1)), 1), "different cells"),
-        (Scene(0, (Thing("cube", "red", 1),), 1), "no such thing in TinyWorld: a red cube"),
-        (Scene(0, (Thing("star", "beige", 1),), 1), "no such thing in TinyWorld: a beige star"),
-    ],
-)
-def test_impossible_scenes(scene: Scene, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        render_scene(scene)
+def test_impossible_scenes() -> None:
+    for things, frames, message in (
+        ((), 0, "at least one frame"),
+        ((Thing("star", "red", 16),), 1, "different cells from 0 to 15"),
+        ((Thing("star", "red", 1), Thing("moon", "red", 1)), 1, "different cells"),
+        ((Thing("cube", "red", 1),), 1, "no such thing in TinyWorld: a red cube"),
+        ((Thing("star", "beige", 1),), 1, "no such thing in TinyWorld: a beige star"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            render_scene(Scene(0, things, frames))
 
 
 # --- Questions -------------------------------------------------------------------------------------------------------
@@ -171,21 +166,25 @@ def test_splits_never_share_a_scene() -> None:
 
 
 def test_bad_questions() -> None:
-    with pytest.raises(ValueError, match="family must be one of"):
-        sample_questions("riddle", 1, 0)
-    with pytest.raises(ValueError, match="count must be"):
-        sample_questions("attribute", 0, 0)
-    with pytest.raises(ValueError, match="split must be one of"):
-        sample_questions("attribute", 1, 0, "validation")
+    for asked, message in (
+        (("riddle", 1, 0), "family must be one of"),
+        (("attribute", 0, 0), "count must be"),
+        (("attribute", 1, 0, "validation"), "split must be one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample_questions(*asked)
 
 
 # --- Haystacks -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("num_frames", [256, 2048])
-@pytest.mark.parametrize("depth", [0, 0.3, 1])
-def test_needles_are_where_they_are_said_to_be(family: str, num_frames: int, depth: float) -> None:
+def test_needles_are_where_they_are_said_to_be(family: str) -> None:
+    for num_frames, depth in itertools.product((256, 2048), (0, 0.3, 1)):
+        assert_hidden(family, num_frames, depth)
+
+
+def assert_hidden(family: str, num_frames: int, depth: float) -> None:
     (question,) = sample_questions(family, 1, seed=4)
     haystack = hide(question, num_frames, depth, seed=2)
     assert haystack == hide(question, num_frames, depth, seed=2)

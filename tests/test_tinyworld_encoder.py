@@ -69,18 +69,17 @@ def test_saved_and_loaded_it_is_the_same(encoder: TinyWorldModel, tmp_path: Path
         torch.testing.assert_close(read, made, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("cell", [0, 6, 15])
 @torch.no_grad()
-def test_a_patch_sees_its_cell_alone(cell: int, encoder: TinyWorldModel) -> None:
+def test_a_patch_sees_its_cell_alone(encoder: TinyWorldModel) -> None:
     pixels = torch.randn(1, 3, 64, 64)
-    changed = pixels.clone()
-    row, column = divmod(cell, 4)
-    # Its border, too: nothing is seen across it.
-    changed[:, :, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16] += 1
-    before, after = (encoder.vision(p).last_hidden_state for p in (pixels, changed))
-    assert before.shape == (1, 16, 96)
-    moved = (before != after).any(dim=2)[0]
-    assert moved.nonzero()[:, 0].tolist() == [cell]
+    for cell in (0, 6, 15):
+        changed = pixels.clone()
+        row, column = divmod(cell, 4)
+        # Its border, too: nothing is seen across it.
+        changed[:, :, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16] += 1
+        before, after = (encoder.vision(p).last_hidden_state for p in (pixels, changed))
+        assert before.shape == (1, 16, 96)
+        assert (before != after).any(dim=2)[0].nonzero()[:, 0].tolist() == [cell]
 
 
 @torch.no_grad()
@@ -144,7 +143,7 @@ def test_every_word_is_known(ends: bool) -> None:
         words = re.findall(r"\w+|\?", text)
         assert tokenizer.convert_ids_to_tokens(ids[:-1] if ends else ids) == words
         assert tokenizer(f" {text.upper()} ")["input_ids"] == ids
-        require_known_words(text.title())
+        require_known_words(text.title() + ".")
     assert tokenizer.convert_ids_to_tokens(tokenizer("what dog?")["input_ids"])[:3] == ["what", "<|unknown|>", "?"]
 
 
@@ -182,10 +181,6 @@ def test_prompts_and_answers_go_through_the_tokenizer() -> None:
 def test_unknown_words_are_named(question: str, unknown: str) -> None:
     with pytest.raises(ValueError, match=rf"does not know {unknown}; it was trained on .*what color is the star\?"):
         require_known_words(question)
-
-
-def test_known_words_in_another_order() -> None:
-    require_known_words("WHAT color, is the red star?".replace(",", "") + ".")
 
 
 # --- The bank --------------------------------------------------------------------------------------------------------
@@ -248,13 +243,13 @@ def test_the_bank_is_built_once(encoder: TinyWorldModel, tmp_path: Path, monkeyp
     assert file.read_bytes() == content
 
 
-@pytest.mark.parametrize("content", [b"a text that someone put here", b""])
-def test_a_file_that_is_no_bank(content: bytes, encoder: TinyWorldModel, tmp_path: Path) -> None:
+def test_a_file_that_is_no_bank(encoder: TinyWorldModel, tmp_path: Path) -> None:
     file = tmp_path / "bank.safetensors"
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"bank\.safetensors is no bank .*; delete it"):
-        build_bank(encoder, 2, 1, file)
-    assert file.read_bytes() == content
+    for content in (b"a text that someone put here", b""):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"bank\.safetensors is no bank .*; delete it"):
+            build_bank(encoder, 2, 1, file)
+        assert file.read_bytes() == content
 
 
 # --- Video files -----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from transformers.generation import BaseStreamer
 
 from vilamp_lite.additions import position_step, sharper_attention
 from vilamp_lite.common.checks import describe, float_tensor
+from vilamp_lite.common.hub import IGNORED
 from vilamp_lite.common.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from vilamp_lite.processing import ViLaMPProcessor
 
 TOKENS_AT_ONCE = 512  # of a prompt; their activations are all that the language model holds beside its cache
-IGNORED = -100  # a label that does not count
+
 
 # The arguments of `forward` that bring videos.
 _VIDEO_INPUTS = (

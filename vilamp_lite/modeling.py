@@ -31,9 +31,10 @@ from transformers.utils import can_return_tuple
 
 from vilamp_lite.additions import KeyframeBlock, scaled_modules, sharper_attention
 from vilamp_lite.common.checks import describe
+from vilamp_lite.common.hub import IGNORED
 from vilamp_lite.common.precision import full_precision
 from vilamp_lite.configuration import ViLaMPConfig
-from vilamp_lite.generation import IGNORED, LanguageGenerationConfig, VideoGeneration
+from vilamp_lite.generation import LanguageGenerationConfig, VideoGeneration
 from vilamp_lite.keyframes import KeyframeSelection, select_keyframes
 from vilamp_lite.merging import DifferentialMerger, pool_patches, preceding_keyframe
 from vilamp_lite.released import released_reference, straight_through_gate

@@ -2,24 +2,16 @@
 
 import lazy_loader
 
+_NAMES = {
+    "checks": "ArrayLike choice cosine describe finite_number float_tensor positive_int require_finite",
+    "outside": "File Text checked checked_json",
+    "files": "LOCK alone_in write_json written_whole",
+    "fingerprints": "PACKAGE code_checksum code_fingerprint file_sha256 weights_fingerprint",
+    "hub": "IGNORED loaded read_json read_safetensors usable_device",
+    "precision": "full_precision",
+    "progress": "announced_to is_headless loading_quietly progress_bar stage",
+    "stamp": "ROOT make_stamp processor_name short_commit",
+}
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "checks": [
-            "ArrayLike",
-            "choice",
-            "cosine",
-            "describe",
-            "finite_number",
-            "float_tensor",
-            "positive_int",
-            "require_finite",
-        ],
-        "files": ["LOCK", "alone_in", "write_json", "written_whole"],
-        "fingerprints": ["PACKAGE", "code_checksum", "code_fingerprint", "file_sha256", "weights_fingerprint"],
-        "hub": ["IGNORED", "loaded", "read_json", "read_safetensors", "usable_device"],
-        "precision": ["full_precision"],
-        "progress": ["is_headless", "loading_quietly", "progress_bar"],
-        "stamp": ["ROOT", "make_stamp", "processor_name", "short_commit"],
-    },
+    __name__, submod_attrs={module: names.split() for module, names in _NAMES.items()}
 )
