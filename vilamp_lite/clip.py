@@ -1,5 +1,6 @@
 """CLIP and SigLIP checkpoints as encoders, and what every encoder does to its frames, texts and vectors."""
 
+import os
 import warnings
 from pathlib import Path
 from textwrap import shorten
@@ -8,16 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedConfig
 
 import vilamp_lite.tinyworld.encoder  # noqa: F401  its kind of model, for transformers
 from vilamp_lite.common.checks import ArrayLike, describe
 from vilamp_lite.common.hub import loaded, usable_device
 from vilamp_lite.common.precision import full_precision
+from vilamp_lite.video.ahead import mapped_ahead
 
 _REMEDY = (
     "pass a local directory that holds a CLIP or SigLIP checkpoint with safetensors weights, or 'conse', the encoder "
     "that needs no download"
 )
+
+_PIXELS_OF_A_THREAD = 100_000  # fewer are made sooner than a thread is
 
 
 class CLIPEncoder:
@@ -50,45 +55,50 @@ class CLIPEncoder:
         self._tokenizer = loaded(AutoTokenizer, name_or_path, remedy=_REMEDY)
         # The same pixels on every machine: without torchvision only the PIL backend exists, with it another is default.
         self._image_processor = loaded(AutoImageProcessor, name_or_path, remedy=_REMEDY, backend="pil")
-        self._max_tokens = model.config.text_config.max_position_embeddings
-        self._is_siglip = model.config.model_type.startswith("siglip")
 
     @torch.no_grad()
     def encode_frames(self, frames: ArrayLike) -> torch.Tensor:
-        """Embed frames.
-
-        Args:
-            frames: RGB pictures, uint8 [B, H, W, 3], array or tensor.
-
-        Returns:
-            Unit vectors, float32 [B, D], on the CPU.
-
-        Raises:
-            ValueError: `frames` is not uint8, not of that shape, or empty.
-        """
-        pictures = list(checked_frames(frames).cpu().numpy())
-        inputs = self._image_processor(pictures, input_data_format="channels_last", return_tensors="pt")
+        """Embed RGB frames, uint8 [B, H, W, 3], as unit vectors, float32 [B, D], on the CPU."""
+        side = self._model.config.vision_config.image_size
+        pixels = pixels_of(frames, self._image_processor, side)
         with full_precision(self.device):
-            return unit_vectors(self._model.get_image_features(**inputs.to(self.device)))
+            return unit_vectors(self._model.get_image_features(pixels.to(self.device)))
 
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> torch.Tensor:
-        """Embed texts; a text longer than the text tower (77 tokens for CLIP, 64 for SigLIP) is cut with a warning.
+        """Embed Q texts as unit vectors, float32 [Q, D], on the CPU.
 
-        Args:
-            texts: Q queries.
-
-        Returns:
-            Unit vectors, float32 [Q, D], on the CPU.
-
-        Raises:
-            ValueError: `texts` is not a list of strings, or it or one of them is empty.
+        A text longer than the text tower (77 tokens for CLIP, 64 for SigLIP) is cut with a warning.
         """
-        # SigLIP was trained on texts padded to full length, whose padding it attends to: it gets no mask.
-        tokens = tokenize(self._tokenizer, texts, self._max_tokens, "max_length" if self._is_siglip else True)
-        names = ["input_ids"] if self._is_siglip else ["input_ids", "attention_mask"]
+        inputs = text_inputs(texts, self._tokenizer, self._model.config)
         with full_precision(self.device):
-            return unit_vectors(self._model.get_text_features(**{k: tokens[k].to(self.device) for k in names}))
+            inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+            return unit_vectors(self._model.get_text_features(**inputs))
+
+
+def pixels_of(frames: ArrayLike, image_processor: Any, side: int) -> torch.Tensor:
+    """Turn frames, uint8 [B, H, W, 3], into what an image processor makes of them, [B, 3, side, side].
+
+    A frame of a full-size model takes milliseconds, mostly outside Python's lock; in one thread a GPU would wait.
+    """
+    frames = checked_frames(frames).cpu().numpy()
+
+    def pixels(part: np.ndarray) -> torch.Tensor:
+        return image_processor(list(part), input_data_format="channels_last", return_tensors="pt")["pixel_values"]
+
+    threads = min(os.cpu_count() or 1, len(frames), len(frames) * side**2 // _PIXELS_OF_A_THREAD)
+    if threads < 2:
+        return pixels(frames)
+    return torch.cat(list(mapped_ahead(pixels, np.array_split(frames, threads), threads)))
+
+
+def text_inputs(texts: list[str], tokenizer: Any, config: PreTrainedConfig) -> dict[str, torch.Tensor]:
+    """Turn Q texts into what the text tower of a CLIP or SigLIP with this configuration reads, int64 [Q, L] each."""
+    # SigLIP was trained on texts padded to full length, whose padding it attends to: it gets no mask.
+    is_siglip = config.model_type.startswith("siglip")
+    length = config.text_config.max_position_embeddings
+    tokens = tokenize(tokenizer, texts, length, "max_length" if is_siglip else True)
+    return {name: tokens[name] for name in ("input_ids", "attention_mask")[: 1 if is_siglip else 2]}
 
 
 def checked_frames(frames: ArrayLike) -> torch.Tensor:
@@ -113,9 +123,6 @@ def tokenize(tokenizer: Any, texts: list[str], max_tokens: int, padding: bool | 
 
     Returns:
         `input_ids` and `attention_mask`, int64 [Q, L].
-
-    Raises:
-        ValueError: `texts` is not a list of strings, or it or one of them is empty.
     """
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
         raise ValueError(f"texts must be a non-empty list of non-empty strings, got {describe(texts)}")
@@ -124,7 +131,7 @@ def tokenize(tokenizer: Any, texts: list[str], max_tokens: int, padding: bool | 
             warnings.warn(
                 f"the text tower reads {max_tokens} tokens: the last {len(ids) - max_tokens} were dropped from "
                 f"{shorten(text, 60)!r}",
-                stacklevel=4,  # the caller of encode_text, past torch.no_grad's wrapper
+                stacklevel=5,  # the caller of encode_text, past torch.no_grad's wrapper
             )
     return tokenizer(texts, truncation=True, max_length=max_tokens, padding=padding, return_tensors="pt")
 

@@ -15,10 +15,9 @@ import torch
 
 from vilamp_lite.clip import CLIPEncoder
 from vilamp_lite.common.checks import ArrayLike, describe
-from vilamp_lite.common.progress import progress_bar
 from vilamp_lite.keyframes import KeyframeSelection
-from vilamp_lite.video.ahead import made_ahead
-from vilamp_lite.video.source import stream_frames
+from vilamp_lite.streaming.encode import prepared
+from vilamp_lite.video.source import FrameSource, sampled
 
 
 @runtime_checkable
@@ -106,34 +105,25 @@ def load_encoder(name_or_path: str | Path, device: str | torch.device | None = N
 
 
 def embed_video(
-    path: str | Path,
-    encoder: FrameTextEncoder,
-    *,
-    fps: float = 1.0,
-    max_frames: int | None = None,
-    **sampling: Any,
+    video: str | Path | FrameSource, encoder: FrameTextEncoder, *, batch_size: int = 32, **sampling: Any
 ) -> VideoEmbedding:
     """Embed a video's frames one batch at a time (Level 1, DKS). Memory: two batches, and one embedding per frame.
 
     Args:
-        path: Video file.
+        video: a file, or any source of frames, such as a `SampledVideo`.
         encoder: What `load_encoder` returns.
-        fps: Samples per second of video.
-        max_frames: Keep at most this many samples, spread evenly over the whole video.
-        **sampling: The other options of `vilamp_lite.video.stream_frames`: `batch_size`, `size`, `backend`.
+        batch_size: Frames decoded and encoded at a time.
+        **sampling: `fps`, `max_frames`, `size` and `backend` of a file, as for `SampledVideo`.
 
     Raises:
-        ValueError: `encoder` is not an encoder, or the sampling options make no sense.
         VideoError: the file can't be read, or not to its end.
     """
     if not isinstance(encoder, FrameTextEncoder) or isinstance(encoder, type):
         raise ValueError(f"encoder must be an encoder, such as load_encoder returns, got {describe(encoder)}")
-    batches = stream_frames(path, fps=fps, max_frames=max_frames, **sampling)  # refuses bad arguments at once
+    source = sampled(video, **sampling)
     embeds, indices, timestamps = [], [], []
-    with progress_bar(batches.num_frames, "frames", encoder.name) as bar:
-        for batch in made_ahead(batches):
-            embeds.append(encoder.encode_frames(batch.frames))
-            indices.append(batch.indices)
-            timestamps.append(batch.timestamps)
-            bar.update(len(batch.indices))
+    for batch, frames in prepared(source.batches(batch_size), source.num_frames, encoder.name, lambda frames: frames):
+        embeds.append(encoder.encode_frames(frames))
+        indices.append(batch.indices)
+        timestamps.append(batch.timestamps)
     return VideoEmbedding(torch.cat(embeds), np.concatenate(indices), np.concatenate(timestamps), encoder.name)

@@ -1,6 +1,5 @@
 """A video and a question into the tensors of `ViLaMPForConditionalGeneration`."""
 
-import os
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -21,11 +20,10 @@ from transformers import (
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from vilamp_lite.clip import tokenize
+from vilamp_lite.clip import pixels_of, text_inputs
 from vilamp_lite.common.checks import describe
 from vilamp_lite.common.hub import loaded
 from vilamp_lite.configuration import ViLaMPConfig
-from vilamp_lite.video.ahead import mapped_ahead
 from vilamp_lite.video.source import stream_frames
 
 Video: TypeAlias = str | PathLike[str] | np.ndarray
@@ -52,9 +50,6 @@ _IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
 
 
 _FRAMES_AT_ONCE = 32
-
-
-_PIXELS_OF_A_THREAD = 100_000  # fewer are made sooner than a thread is
 
 
 _BYTE_LEVEL_SPECIALS = ("<|endoftext|>", "<|im_end|>", "<|im_start|>")
@@ -230,22 +225,19 @@ class ViLaMPProcessor:
         Returns:
             `query_input_ids` [B, L] and, unless the selector is a SigLIP, `query_attention_mask` [B, L].
         """
-        # SigLIP was trained on texts padded to full length, whose padding it attends to: it gets no mask.
-        is_siglip = self.config.selector_config.model_type.startswith("siglip")
-        tower = self.config.selector_config.text_config
-        padding = "max_length" if is_siglip else True
-        tokens = tokenize(self.selector_tokenizer, queries, tower.max_position_embeddings, padding)
-        _require_vocabulary("selector_tokenizer", tokens["input_ids"], tower.vocab_size)
-        query = {"query_input_ids": tokens["input_ids"]}
-        return query if is_siglip else query | {"query_attention_mask": tokens["attention_mask"]}
+        inputs = text_inputs(queries, self.selector_tokenizer, self.config.selector_config)
+        size = self.config.selector_config.text_config.vocab_size
+        _require_vocabulary("selector_tokenizer", inputs["input_ids"], size)
+        return {f"query_{name}": tensor for name, tensor in inputs.items()}
 
     def vision_pixels(self, frames: np.ndarray) -> torch.Tensor:
         """Turn frames, uint8 [B, H, W, 3], into the vision tower's pixels, float32 [B, 3, h, w]."""
-        return _processed(self.image_processor, frames, self.config.vision_config.image_size)
+        return pixels_of(frames, self.image_processor, self.config.vision_config.image_size)
 
     def selector_pixels(self, frames: np.ndarray) -> torch.Tensor:
         """Turn frames, uint8 [B, H, W, 3], into the selector's pixels, float32 [B, 3, h, w]."""
-        return _processed(self.selector_image_processor, frames, self.config.selector_config.vision_config.image_size)
+        side = self.config.selector_config.vision_config.image_size
+        return pixels_of(frames, self.selector_image_processor, side)
 
     def batch_decode(self, token_ids: torch.Tensor) -> list[str]:
         """Turn the tokens that `generate` returns, [B, L], into texts."""
@@ -292,22 +284,6 @@ def _require_vocabulary(option: str, ids: torch.Tensor, size: int) -> None:
     """Refuse another model's tokenizer before it leads to a number outside the table of embeddings."""
     if ids.max() >= size:
         raise ValueError(f"{option} is not this model's: it makes token {int(ids.max())}, the vocabulary has {size}")
-
-
-def _processed(image_processor: Any, frames: np.ndarray, side: int) -> torch.Tensor:
-    is_frames = isinstance(frames, np.ndarray) and frames.dtype == np.uint8 and frames.ndim == 4
-    if not is_frames or frames.shape[-1] != 3 or not frames.size:
-        raise ValueError(f"frames must be a uint8 array [N, H, W, 3], got {describe(frames)}")
-
-    def pixels(part: np.ndarray) -> torch.Tensor:
-        inputs = image_processor(list(part), input_data_format="channels_last", return_tensors="pt")
-        return inputs["pixel_values"]
-
-    # A frame of the full-size model takes milliseconds, mostly outside Python's lock; in one thread a GPU would wait.
-    threads = min(os.cpu_count() or 1, len(frames), len(frames) * side**2 // _PIXELS_OF_A_THREAD)
-    if threads < 2:
-        return pixels(frames)
-    return torch.cat(list(mapped_ahead(pixels, np.array_split(frames, threads), threads)))
 
 
 def _image_processor(folder: Path) -> Any:

@@ -12,7 +12,7 @@ import torch
 from vilamp_lite.common.progress import progress_bar, stage
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.video.ahead import ClosableIterator, made_ahead
-from vilamp_lite.video.source import FrameBatch, FrameSource, SampledVideo
+from vilamp_lite.video.source import FrameBatch, FrameSource, sampled
 
 if TYPE_CHECKING:
     from vilamp_lite.modeling import MixedPrecisionSequence
@@ -102,17 +102,6 @@ def prepared(
             bar.update(len(batch.indices))
 
 
-def sampled(
-    video: str | PathLike[str] | FrameSource, config: ViLaMPConfig, fps: float | None, max_frames: int | None
-) -> FrameSource:
-    """A file as it is asked for, or else as the configuration samples it; a source as it is."""
-    if not isinstance(video, FrameSource):
-        return SampledVideo(video, fps=config.fps if fps is None else fps, max_frames=max_frames)
-    if fps is not None or max_frames is not None:
-        raise ValueError("fps and max_frames are for files: a source of frames is sampled already")
-    return video
-
-
 class VideoEncoding:
     """The part of the model that turns a video into its mixed-precision sequence."""
 
@@ -169,7 +158,7 @@ class VideoEncoding:
             VideoError: the file can't be read, or not to its end.
         """
         with stage("probe"):
-            source = sampled(video, self.config, fps, max_frames)
+            source = sampled(video, default_fps=self.config.fps, fps=fps, max_frames=max_frames)
             self.config.require_room(source.num_frames)
         batch_size = frames_at_once(self.config) if batch_size is None else batch_size
         frame_embeds, timestamps = KeptRows(source.num_frames), KeptRows(source.num_frames)

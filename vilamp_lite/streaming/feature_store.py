@@ -37,9 +37,9 @@ from vilamp_lite.common.progress import progress_bar
 from vilamp_lite.generation import answer
 from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
-from vilamp_lite.streaming.encode import FrameProcessor, frames_at_once, prepared, sampled
+from vilamp_lite.streaming.encode import FrameProcessor, frames_at_once, prepared
 from vilamp_lite.video.ahead import mapped_ahead
-from vilamp_lite.video.source import SampledVideo
+from vilamp_lite.video.source import SampledVideo, sampled
 
 FRAMES_PER_SHARD = 32  # a multiple of `frames_at_once`; 54 MB with the paper's model
 
@@ -162,7 +162,7 @@ class FeatureStore:
         """
         if dtype not in STORED_TYPES:
             raise ValueError(f"dtype must be one of {', '.join(map(_type_name, STORED_TYPES))}, got {dtype}")
-        source = sampled(video, model.config, fps, max_frames)
+        source = sampled(video, default_fps=model.config.fps, fps=fps, max_frames=max_frames)
         if not isinstance(source, SampledVideo) or source.size is not None:
             raise ValueError("a store is of a video file, with its frames as they are stored there")
         model.config.require_room(source.num_frames)

@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         module: names.split()
         for module, names in {
             "ahead": "ClosableIterator made_ahead mapped_ahead",
-            "source": "Backend FrameBatch FrameSource FrameStream SampledVideo frames_at probe stream_frames",
+            "source": "Backend FrameBatch FrameSource FrameStream SampledVideo frames_at probe sampled stream_frames",
             "timeline": "VideoError VideoInfo",
         }.items()
     },

@@ -198,6 +198,22 @@ class SampledVideo:
         return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
 
 
+def sampled(video: str | os.PathLike[str] | FrameSource, *, default_fps: float = 1.0, **sampling: Any) -> FrameSource:
+    """A file as it is asked to be sampled; another source as it is.
+
+    Args:
+        video: a file or a source.
+        default_fps: of a file whose `fps` is left out.
+        **sampling: as for `SampledVideo`; None is left out too.
+    """
+    asked = {name: value for name, value in sampling.items() if value is not None}
+    if not isinstance(video, FrameSource):
+        return SampledVideo(video, **({"fps": default_fps} | asked))
+    if asked:
+        raise ValueError(f"{', '.join(asked)} can't be chosen any more: a {type(video).__name__} is sampled already")
+    return video
+
+
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
     """Describe a video file without decoding more than its first frame.
 
