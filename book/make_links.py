@@ -16,6 +16,7 @@ START, END = "links: made by `make links`", "end of links"
 LAUNCH_CELL = "colab"  # a notebook's cell that installs the package on Colab
 HOME = "/content/vilamp-lite"  # where it is cloned to on Colab
 
+NEW_CELL = {"cell_type": "code", "execution_count": None, "id": LAUNCH_CELL, "metadata": {}, "outputs": []}
 Notebook = dict[str, list[dict[str, object]]]
 
 
@@ -75,27 +76,29 @@ def placed(text: str, content: str) -> str:
 def linked(text: str, repo: str | None, notebook: str) -> str:
     """A notebook's file with its launch links below the title and the cell for Colab behind it, or with neither."""
     content: Notebook = json.loads(text)
-    banner, *cells = (cell for cell in content["cells"] if cell["id"] != LAUNCH_CELL)
+    banner, *cells = content["cells"]
     title, lines = "".join(banner["source"]).split("\n\n", 1)
     lines = re.sub(r"^\[Launch on Binder\]\(.*\n\[Open in Colab\]\(.*\n", "", lines)
+    others = [cell for cell in cells if cell["id"] != LAUNCH_CELL]
     if repo is not None:
         lines = "".join(f"{link} ·\n" for link in launch_links(repo, notebook)) + lines
-        cells.insert(0, _launch_cell(repo))
+        # One that has run keeps its number.
+        launch = next((cell for cell in cells if cell["id"] == LAUNCH_CELL), NEW_CELL)
+        others.insert(0, launch | {"source": launch_code(repo).splitlines(keepends=True)})
     banner["source"] = f"{title}\n\n{lines}".splitlines(keepends=True)
-    content["cells"] = [banner, *cells]
+    content["cells"] = [banner, *others]
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def _launch_cell(repo: str) -> dict[str, object]:
-    code = f"""\
+def launch_code(repo: str) -> str:
+    """What prepares Colab for a notebook."""
+    return f"""\
 # On Colab: fetch the repository and install the package. Elsewhere this cell does nothing.
 import sys
 
 if "google.colab" in sys.modules:
     !test -d {HOME} || git clone -q --depth 1 https://github.com/{repo} {HOME}
     %run {HOME}/notebooks/colab.py"""
-    about = {"cell_type": "code", "execution_count": None, "id": LAUNCH_CELL, "metadata": {}, "outputs": []}
-    return about | {"source": code.splitlines(keepends=True)}
 
 
 def pages(repo: str | None, root: Path = ROOT) -> dict[Path, str]:
