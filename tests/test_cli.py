@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import av
 import pytest
 import torch
 from conftest import Refusal, Vilamp
@@ -17,6 +18,8 @@ from tiny_models import OFFICIAL
 from vilamp_lite.checkpoints import load_checkpoint, load_processor
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.processing import ViLaMPProcessor
+from vilamp_lite.tinyworld.questions import random_scene
+from vilamp_lite.tinyworld.render import write_video
 from vilamp_lite.video.source import probe as probe_file
 
 CLIP_TEXT = "model.frame_selector.model.text_model.embeddings"
@@ -186,7 +189,7 @@ def test_ask_streams_the_answer_and_says_when_weights_are_random(released: Path,
         (["?", "--random-weights", "--dtype", "int8"], "'int8' is not one of"),
         (["?", "--random-weights", "--device", "warp"], "device must be one that torch can use here"),
         (["?", "--random-weights", "--device", "meta"], "device must be one that holds numbers"),
-        (["?", "--random-weights", "--tokenizer", "x"], "has its own tokenizers"),
+        (["?", "--random-weights", "--tokenizer", "x"], "have their own tokenizers"),
         (["?", "--random-weights", "--max-new-tokens", "40000"], "lower max_new_tokens"),
     ],
 )
@@ -207,6 +210,29 @@ def test_tinyworld(vilamp: Vilamp, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "y.json").read_text()) == about | {"video": "y.mp4"}
 
 
+def test_a_file_is_scanned_once(
+    vilamp: Vilamp, refusal: Refusal, miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is read, and whatever looks for TinyWorld's tag."""
+    world, opened, av_open = tmp_path / "world.mp4", [], av.open
+    write_video(world, [random_scene(1), random_scene(2)])
+    monkeypatch.setattr(av, "open", lambda *args, **options: opened.append(args) or av_open(*args, **options))
+    question = "what color is the star?"
+    for command in (
+        ("ask", world, question, "--model", miniature, "--max-new-tokens", 1),
+        ("encode", world, "--model", miniature),
+        ("keyframes", world, question, "--encoder", miniature / "selector", "--strip", tmp_path / "strip.png"),
+    ):
+        opened.clear()
+        code, _, err = vilamp(*command)
+        assert code == 0, err
+        assert 1 <= len(opened) <= 3, command
+    monkeypatch.setattr("vilamp_lite.cli.ask.MINIATURE", miniature)
+    opened.clear()
+    assert "does not show TinyWorld" in refusal("ask", TOUR, question)
+    assert len(opened) == 1
+
+
 # --- All commands ----------------------------------------------------------------------------------------------------
 
 
@@ -224,10 +250,10 @@ def test_without_a_command_there_is_help(command: str, vilamp: Vilamp) -> None:
 @pytest.mark.parametrize(
     ("work", "command", "kept"),
     [
-        ("training.miniature.train_miniature", "train miniature --out there", "what is finished is kept in there"),
-        ("notebook.reproduce.run_notebooks", "reproduce 02 --out there", "finished notebooks are in there"),
-        ("notebook.sweep.load_sweep", "sweep grid.yaml", "finished cells are kept in runs/sweeps/grid"),
-        ("evaluation.runs.evaluate_cells", "evaluate niah --out there", "what is finished is kept in there"),
+        ("training.train_miniature", "train miniature --out there", "what is finished is kept in there"),
+        ("notebook.run_notebooks", "reproduce 02 --out there", "finished notebooks are in there"),
+        ("notebook.load_sweep", "sweep grid.yaml", "finished cells are kept in runs/sweeps/grid"),
+        ("evaluation.evaluate_cells", "evaluate niah --out there", "what is finished is kept in there"),
     ],
 )
 def test_ctrl_c_says_what_is_kept_and_how_to_go_on(

@@ -123,8 +123,8 @@ def trainings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list:
         assert (folder, seed, study) == calls[-1][0]
         return {"alignment": np.linspace(0, 1, 20).reshape(10, 2), "mixed": np.ones((3, 2))}
 
-    monkeypatch.setattr("vilamp_lite.training.miniature.train_miniature", train_miniature)
-    monkeypatch.setattr("vilamp_lite.training.miniature.curves", curves)
+    monkeypatch.setattr("vilamp_lite.training.train_miniature", train_miniature)
+    monkeypatch.setattr("vilamp_lite.training.curves", curves)
     return calls
 
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import vilamp_lite.tinyworld.encoder  # noqa: F401  its kind of model, for transformers
-from vilamp_lite.common.hub import loaded, read_json, read_safetensors
+from vilamp_lite.common.hub import loaded, read_json, read_safetensors, usable_device
 from vilamp_lite.common.progress import loading_quietly
 from vilamp_lite.configuration import ViLaMPConfig, refuse_temperature
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration, differential_merger
@@ -98,6 +98,52 @@ def load_processor(
         folders = selector_folders(path, read_json(path / "config.json"))
         selector_tokenizer = next((folder for folder in folders if holds_tokenizer(folder)), None)
     return ViLaMPProcessor.from_pretrained(path, config, tokenizer=tokenizer, selector_tokenizer=selector_tokenizer)
+
+
+class Checkpoint:
+    """A checkpoint in two steps: configuration and processor at once; the weights, which may take minutes, by `load`.
+
+    Attributes:
+        path: the directory; None for a tiny model with random weights, whose tokens are bytes, to try the way.
+        processor: shares its configuration with the model.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        tokenizer: str | PathLike[str] | None = None,
+        selector_tokenizer: str | PathLike[str] | None = None,
+        **changes: Any,
+    ) -> None:
+        """Read all but the weights; the arguments are those of `load_config` and `load_processor`."""
+        self.path = path
+        if path is not None:
+            names = {"tokenizer": tokenizer, "selector_tokenizer": selector_tokenizer}
+            self.processor = load_processor(path, load_config(path, **changes), **names)
+        elif tokenizer or selector_tokenizer:
+            raise ValueError("random weights have their own tokenizers, of bytes: leave out yours")
+        else:
+            self.processor = ViLaMPProcessor.byte_level(ViLaMPConfig.tiny(**changes))
+
+    @property
+    def config(self) -> ViLaMPConfig:
+        """The one configuration of processor and model."""
+        return self.processor.config
+
+    def load(
+        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> ViLaMPForConditionalGeneration:
+        """Load the weights, in their own type or another, to where they shall run: a GPU if there is any."""
+        place = usable_device(device)
+        if self.path is not None:
+            model = load_checkpoint(self.path, dtype=dtype, config=self.config)
+        else:
+            torch.manual_seed(0)
+            model = ViLaMPForConditionalGeneration(self.config).eval().to(dtype)
+            model.selector.float()  # as a loaded one is
+        self.processor.config = model.config  # transformers loads with a copy
+        return model.to(place)
 
 
 def load_released_checkpoint(

@@ -6,8 +6,8 @@ from typer import Option
 
 from vilamp_lite.cli.options import AsJson, Dtype
 from vilamp_lite.cli.shown import show, table
-from vilamp_lite.costs.peers import PEER_MODELS
-from vilamp_lite.costs.shapes import GPUS
+from vilamp_lite.common import choice
+from vilamp_lite.costs import GPUS, PEER_MODELS, Workload, model_costs
 
 
 def costs(
@@ -23,7 +23,7 @@ def costs(
     keyframes: Annotated[int | None, Option(help="K, keyframes chosen.", show_default="32, or N if fewer")] = None,
     prompt_tokens: Annotated[int, Option(help="Of the text around the video.")] = 64,
     answer_tokens: Annotated[int, Option(help="Generated.")] = 128,
-    dtype: Annotated[Dtype, Option(help="Of weights, activations and cache.")] = Dtype.BFLOAT16,
+    dtype: Annotated[Dtype, Option(help="Of weights, activations and cache.")] = "bfloat16",
     batch_size: Annotated[int, Option(help="Frames in a vision tower at a time.")] = 8,
     utilisation: Annotated[float, Option(help="Part of the GPU's peak that is reached, above 0 to 1.")] = 0.4,
     decode_rate: Annotated[float, Option(help="Frames sampled per second in one pass of decoding.")] = 100.0,
@@ -33,12 +33,8 @@ def costs(
 
     Nothing runs: the figures follow from the models' shapes and the GPU's data sheet.
     """
-    from vilamp_lite.common.checks import choice
-    from vilamp_lite.costs.shapes import Workload
-    from vilamp_lite.costs.tables import model_costs
-
     card = GPUS[choice("--gpu", gpu, tuple(GPUS))]
-    workload = Workload(frames, prompt_tokens, answer_tokens, dtype.value, batch_size)
+    workload = Workload(frames, prompt_tokens, answer_tokens, dtype, batch_size)
     result = model_costs(model, workload, keyframes).on(card, utilisation=utilisation, decode_rate=decode_rate)
     rows = [
         {

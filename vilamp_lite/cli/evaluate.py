@@ -7,10 +7,11 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
+from vilamp_lite import evaluation
 from vilamp_lite.cli.options import AsJson, Device
 from vilamp_lite.cli.shown import interruptible, show, table
-from vilamp_lite.tinyworld import MINIATURE
-from vilamp_lite.tinyworld.questions import FAMILIES
+from vilamp_lite.common import code_fingerprint, file_sha256, weights_fingerprint
+from vilamp_lite.tinyworld import FAMILIES, MINIATURE
 
 app = typer.Typer(no_args_is_help=True, help="Measure a model.")
 
@@ -44,10 +45,7 @@ def niah(
     The depth is that of the first needle; a roll call's many are spread over the video, whatever the depth.
     """
     with interruptible(f"what is finished is kept in {out or _FOLDER}"):
-        from vilamp_lite.evaluation.niah import grid
-        from vilamp_lite.evaluation.runs import evaluate_cells
-
-        cells = grid(
+        cells = evaluation.grid(
             _listed("frames", frames, int),
             _listed("depths", depths, float),
             _listed("families", families),
@@ -56,7 +54,8 @@ def niah(
             questions,
         )
         out = out or _own_folder(model, f"seed{seed}_questions{questions}")
-        result = evaluate_cells(model, cells, seed=seed, processes=processes, out=out, device=device).as_json()
+        answered = evaluation.evaluate_cells(model, cells, seed=seed, processes=processes, out=out, device=device)
+    result = answered.as_json()
     rows = [
         {name: cell[name] for name in ("frames", "depth", "family")}
         | {
@@ -74,25 +73,18 @@ def niah(
 def footage(
     cases: Annotated[
         Path,
-        Argument(
-            metavar="CASES",
-            help="JSON: a list of {haystack, needle, depth, question, options, answer}.",
-            show_default=False,
-        ),
+        Argument(metavar="CASES", help="JSON: a list of {haystack, needle, depth, question, options, answer}."),
     ],
-    model: Annotated[Path, Option(help="A checkpoint directory.", show_default=False)],
+    model: Annotated[Path, Option(help="A checkpoint directory.")],
     out: Out = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask about needles in haystacks of your own footage."""
     with interruptible(f"what is finished is kept in {out or _FOLDER}"):
-        from vilamp_lite.common.fingerprints import file_sha256
-        from vilamp_lite.evaluation.footage import evaluate_cases, load_cases
-
-        loaded = load_cases(cases)
+        loaded = evaluation.load_cases(cases)
         out = out or _own_folder(model, f"cases_{file_sha256(cases)[:16]}")
-        result = evaluate_cases(model, loaded, out=out, device=device)
+        result = evaluation.evaluate_cases(model, loaded, out=out, device=device)
     columns = ("question", "answer", "prediction", "correct")
     rows = [{name: prediction[name] for name in columns} for prediction in result["predictions"]]
     right = f"{result['correct']} of {result['questions']} right (95 %: {result['low']:.2f}–{result['high']:.2f})"
@@ -102,7 +94,6 @@ def footage(
 def _own_folder(model: Path, questions: str) -> Path:
     """Where the predictions of one model and version of the code go."""
     from vilamp_lite.checkpoints import load_config
-    from vilamp_lite.common.fingerprints import code_fingerprint, weights_fingerprint
 
     load_config(model)  # refuses what is not a model
     return _FOLDER / f"{weights_fingerprint(model)}_{code_fingerprint()}_{questions}"

@@ -6,16 +6,16 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from vilamp_lite import plots
 from vilamp_lite.cli import options
 from vilamp_lite.cli.shown import show, table
-from vilamp_lite.tinyworld.questions import FAMILIES
+from vilamp_lite.tinyworld import FAMILIES, describe_haystack, hide, sample_questions, save
+from vilamp_lite.video import SampledVideo
 
 
 def probe(video: options.Video, as_json: options.AsJson = False) -> None:
     """Say what a video file holds: duration, frame rate, frames, size, codec."""
-    from vilamp_lite.video.source import probe
-
-    info = probe(video)
+    info = SampledVideo(video).info
     about = {
         "file": str(video),
         "duration": f"{info.duration:.2f} s",
@@ -28,7 +28,7 @@ def probe(video: options.Video, as_json: options.AsJson = False) -> None:
 
 def keyframes(
     video: options.Video,
-    query: Annotated[str, Argument(metavar="QUERY", help="What to look for.", show_default=False)],
+    query: Annotated[str, Argument(metavar="QUERY", help="What to look for.")],
     encoder: Annotated[
         str, Option(help="'conse' (offline), 'tinyworld' (TinyWorld's own), or a CLIP or SigLIP by name or folder.")
     ] = "conse",
@@ -40,16 +40,14 @@ def keyframes(
     fps: Annotated[float, Option(help="Frames sampled per second.")] = 1.0,
     max_frames: options.MaxFrames = None,
     device: options.Device = None,
-    strip: Annotated[Path | None, Option(help="Draw the keyframes into this PNG.", show_default=False)] = None,
+    strip: Annotated[Path | None, Option(help="Draw the keyframes into this PNG.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Choose the frames of VIDEO that answer QUERY and differ from each other (the paper's Algorithm 1)."""
     if strip is not None:
         _require_writable("--strip", strip, ".png")
-
     from vilamp_lite.encoders import embed_video, load_encoder
     from vilamp_lite.keyframes import check_rule, select_keyframes
-    from vilamp_lite.video.source import stream_frames
 
     sampling = {"fps": fps, "max_frames": max_frames}
     settings = {
@@ -58,23 +56,18 @@ def keyframes(
         "relevance_threshold": relevance_threshold,
     }
     # A long video should not be embedded only to refuse its settings.
-    stream_frames(video, **sampling)
     check_rule(**settings, fill="none")
-
+    source = SampledVideo(video, **sampling)
     frame_encoder = load_encoder(encoder, device)
     query_embed = frame_encoder.encode_text([query])[0]
-    embedding = embed_video(video, frame_encoder, **sampling)
+    embedding = embed_video(source, frame_encoder)
     selection = select_keyframes(embedding.embeds, query_embed, **settings)
     if strip is not None:
         if not len(selection.indices):
             raise ValueError("--strip: no frame was chosen; lower --relevance-threshold")
-        from vilamp_lite.plots.selection import film_strip
-        from vilamp_lite.plots.style import set_style
-        from vilamp_lite.video.source import frames_at
-
-        set_style()
-        thumbnails = frames_at(video, selection.indices.tolist(), **sampling)
-        film_strip(thumbnails, embedding.timestamps, selection, query).savefig(strip)
+        plots.set_style()
+        thumbnails = source.at(selection.indices.tolist())
+        plots.film_strip(thumbnails, embedding.timestamps, selection, query).savefig(strip)
 
     about = {"video": str(video), "query": query, "encoder": embedding.encoder, "frames_sampled": len(embedding.embeds)}
     rows = embedding.rows(selection)
@@ -92,9 +85,6 @@ def tinyworld(
 ) -> None:
     """Write a TinyWorld video with a needle in a haystack, and a question that only the needle answers."""
     _require_writable("--out", out, ".mp4")
-    from vilamp_lite.tinyworld.haystack import describe_haystack, hide, save
-    from vilamp_lite.tinyworld.questions import sample_questions
-
     (question,) = sample_questions(family, 1, seed)
     haystack = hide(question, frames, depth, seed)
     save(haystack, out)

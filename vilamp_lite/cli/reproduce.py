@@ -9,6 +9,7 @@ import typer
 from typer import Argument, Option
 from typer.core import TyperCommand
 
+from vilamp_lite import notebook
 from vilamp_lite.cli.options import AsJson
 from vilamp_lite.cli.shown import interruptible, show, table, tell
 
@@ -37,16 +38,15 @@ def reproduce(
 ) -> None:
     """Run notebooks: executed copies, HTML, figures and a stamped result.json. Exit code 1 if one fails."""
     with interruptible(f"finished notebooks are in {out}"):
-        from vilamp_lite.notebook.reproduce import all_notebooks, find_notebook, parse_parameters, run_notebooks
-
-        chosen = [find_notebook(name) for name in notebooks] if notebooks else all_notebooks()
+        chosen = [notebook.find_notebook(name) for name in notebooks] if notebooks else notebook.all_notebooks()
         if list_parameters:
             if parameter:
                 raise ValueError("--list runs nothing: leave out -p")
             _show_parameters(chosen, as_json)
             return
         start = time.monotonic()
-        runs = list(run_notebooks(chosen, out, parse_parameters(chosen[0], parameter or []), time_limit))
+        values = notebook.parse_parameters(chosen[0], parameter or [])
+        runs = list(notebook.run_notebooks(chosen, out, values, time_limit))
     rows = [
         {
             "notebook": run.notebook,
@@ -67,10 +67,8 @@ def reproduce(
 
 
 def _show_parameters(notebooks: list[Path], as_json: bool) -> None:
-    from vilamp_lite.notebook.reproduce import parameters_of
-
     rows = {
-        path.stem: [asdict(about) | {"type": about.type.__name__} for about in parameters_of(path).values()]
+        path.stem: [asdict(about) | {"type": about.type.__name__} for about in notebook.parameters_of(path).values()]
         for path in notebooks
     }
     show(as_json, rows, *(table(name, parameters) for name, parameters in rows.items()))
@@ -84,9 +82,7 @@ def sweep(
     workers: Annotated[
         int | None, Option(min=1, help="Processes, with one thread each.", show_default="one per core")
     ] = None,
-    scheduler: Annotated[
-        str | None, Option(help="Address of a Dask scheduler, instead of local processes.", show_default=False)
-    ] = None,
+    scheduler: Annotated[str | None, Option(help="Address of a Dask scheduler, instead of local processes.")] = None,
     time_limit: Annotated[float, Option(help="Seconds for each cell of the grid.")] = 1800,
     as_json: AsJson = False,
 ) -> None:
@@ -95,9 +91,8 @@ def sweep(
     with interruptible(f"finished cells are kept in {out}"):
         if scheduler and workers:
             raise ValueError("--workers are local processes: leave them out with --scheduler")
-        from vilamp_lite.notebook.sweep import load_sweep, run_sweep
-
-        result = run_sweep(load_sweep(file), out, workers=workers, scheduler=scheduler, time_limit=time_limit)
+        grid = notebook.load_sweep(file)
+        result = notebook.run_sweep(grid, out, workers=workers, scheduler=scheduler, time_limit=time_limit)
     cells = len(result.table)
     # JSON has no NaN, which stands where a cell failed.
     rows = result.table.astype(object).where(result.table.notna(), None).to_dict("records")

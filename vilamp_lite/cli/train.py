@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from typer import Option
 
+from vilamp_lite import plots, training
 from vilamp_lite.cli import options
 from vilamp_lite.cli.shown import interruptible
-from vilamp_lite.training.variants import STUDIES
 
 app = typer.Typer(no_args_is_help=True, help="Train a model; a killed run goes on where it stopped.")
 
@@ -19,29 +19,27 @@ app = typer.Typer(no_args_is_help=True, help="Train a model; a killed run goes o
 def miniature(
     out: options.Kept = Path("runs/train"),
     seed: options.Seed = 0,
-    study: Annotated[str, Option(help=f"What is trained, of {', '.join(STUDIES)}.")] = "full",
-    encoder: Annotated[Path | None, Option(help="Take this encoder, skip its stage.", show_default=False)] = None,
+    study: Annotated[str, Option(help=f"What is trained, of {', '.join(training.STUDIES)}.")] = "full",
+    encoder: Annotated[Path | None, Option(help="Take this encoder, skip its stage.")] = None,
     processes: options.Processes = 1,
-    mixed_precision: options.MixedPrecision = options.Precision.NO,
+    mixed_precision: options.MixedPrecision = "no",
 ) -> None:
     """Train a model for TinyWorld from nothing."""
     with interruptible(f"what is finished is kept in {out}"):
         _start(processes)
-        from vilamp_lite.plots.studies import training_curves
-        from vilamp_lite.training.miniature import curves, train_miniature
-
-        saved = train_miniature(out, seed, study, encoder=encoder, mixed_precision=mixed_precision)
+        saved = training.train_miniature(out, seed, study, encoder=encoder, mixed_precision=mixed_precision)
         if _is_first():
-            training_curves(curves(out, study, seed)).savefig(saved.parent / "curves.png")
+            curves = training.curves(out, study, seed)
+            plots.training_curves(curves).savefig(saved.parent / "curves.png")
             typer.echo(saved)
 
 
 @app.command()
 def finetune(
-    model: Annotated[Path, Option(help="A ViLaMP or LLaVA-OneVision checkpoint.", show_default=False)],
-    data: Annotated[Path, Option(help='JSON lines, {"video", "question", "answer"} each.', show_default=False)],
+    model: Annotated[Path, Option(help="A ViLaMP or LLaVA-OneVision checkpoint.")],
+    data: Annotated[Path, Option(help='JSON lines, {"video", "question", "answer"} each.')],
     out: options.Kept = Path("runs/finetune"),
-    selector: Annotated[Path | None, Option(help="A CLIP, for a LLaVA-OneVision.", show_default=False)] = None,
+    selector: Annotated[Path | None, Option(help="A CLIP, for a LLaVA-OneVision.")] = None,
     trains: Annotated[str, Option(help="What learns, such as connectors.")] = "all but the encoders",
     steps: Annotated[int, Option(help="Of the optimizer.")] = 1000,
     batch_size: Annotated[int, Option(help="Examples per step, of all processes.")] = 8,
@@ -52,14 +50,12 @@ def finetune(
     ] = False,
     seed: options.Seed = 0,
     processes: options.Processes = 1,
-    mixed_precision: options.MixedPrecision = options.Precision.NO,
+    mixed_precision: options.MixedPrecision = "no",
 ) -> None:
     """Train a full-size model on your own videos, questions and answers."""
     with interruptible(f"what is finished is kept in {out}"):
         _start(processes)
-        from vilamp_lite.training.finetuning import finetune_checkpoint
-
-        saved = finetune_checkpoint(
+        saved = training.finetune_checkpoint(
             model,
             data,
             out,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from pydantic import ConfigDict, Field
 
-from vilamp_lite.checkpoints import load_checkpoint, load_config, load_processor
+from vilamp_lite.checkpoints import Checkpoint
 from vilamp_lite.common.files import write_json
 from vilamp_lite.common.fingerprints import code_fingerprint, file_sha256, weights_fingerprint
 from vilamp_lite.common.hub import usable_device
@@ -180,8 +180,8 @@ def evaluate_cases(
     if not cases:
         raise ValueError("cases must be at least one")
     directory, place = Path(model), str(usable_device(device))
-    config = load_config(directory)
-    processor = load_processor(directory, config)
+    checkpoint = Checkpoint(directory)
+    config, processor = checkpoint.config, checkpoint.processor
     splices = [Splice.of(case, config.fps) for case in cases]
     for case, splice in zip(cases, splices, strict=True):
         prompt_tokens = processor.prompts([case.prompt])["input_ids"].shape[1] - 1
@@ -199,7 +199,7 @@ def evaluate_cases(
                 settings |= {"haystack_sha256": digest(case.haystack), "needle_sha256": digest(case.needle)}
             kept = None if file is None else kept_result(file, settings)
             if kept is None:
-                loaded = loaded or load_checkpoint(directory).to(place)
+                loaded = loaded or checkpoint.load(place)
                 prediction = asdict(_answer_case(loaded, processor, case, splice))
                 kept = {"settings": settings, "prediction": prediction, "stamp": stamp}
                 if file is not None:
