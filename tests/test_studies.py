@@ -15,7 +15,7 @@ from scipy.stats import binom
 
 from figures.make_results import RECORDED, main, make_result, training_study
 from vilamp_lite.baselines.peers import PEERS
-from vilamp_lite.evaluation import niah, studies
+from vilamp_lite.evaluation import studies
 from vilamp_lite.evaluation.attention import answer_attention, attention_study, share_needed
 from vilamp_lite.evaluation.niah import Cell, CellResult, Examiner, cell_haystacks
 from vilamp_lite.evaluation.report import find, matching, pooled
@@ -33,7 +33,6 @@ from vilamp_lite.evaluation.studies import (
     seeds_study,
     sensitivity_study,
 )
-from vilamp_lite.generation import Answer
 from vilamp_lite.modeling import TokenKind
 
 EXAM = Exam((64, 80), (0.0, 1.0), ("attribute", "two needles"), questions=3, seed=3, pool=30)
@@ -242,27 +241,6 @@ def test_a_study_says_how_many_models_it_takes(miniature: Path) -> None:
 SHORT = Exam((64,), (0.5,), ("attribute",), questions=2, seed=3, pool=30)
 
 
-def test_a_study_goes_on_where_it_stopped(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    generate, calls = niah.answer, []
-
-    def interrupted(*arguments, **options) -> Answer:
-        calls.append(arguments)
-        if len(calls) == 4:  # in the second setting
-            raise KeyboardInterrupt
-        return generate(*arguments, **options)
-
-    monkeypatch.setattr(niah, "answer", interrupted)
-    settings = {"keyframes": (2, 4), "out": tmp_path}
-    with pytest.raises(KeyboardInterrupt):
-        keyframes_study([miniature], SHORT, **settings)
-    study = keyframes_study([miniature], SHORT, **settings)
-    assert len(calls) == 4 + 2
-    assert [row["keyframes"] for row in study["rows"] if row["family"] == ALL] == [2, 4]
-    assert [row["tokens"] for row in study["rows"] if row["family"] == ALL] == [64 + 15 * 2 + 1, 64 + 15 * 4 + 1]
-    assert keyframes_study([miniature], SHORT, **settings)["rows"] == study["rows"]
-    assert len(calls) == 6
-
-
 def test_recorded_runs(
     miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -294,32 +272,28 @@ def test_every_peer_is_recorded_with_its_model(
 
 def test_curves_are_recorded(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Means over windows of the steps, of every finished training there."""
-    rng = np.random.default_rng(0)
     expected = {}
     for seed in (0, 2):
         for stage, steps in {"alignment": 103, "grounding": 7, "mixed": 50}.items():
-            curve = rng.random((steps, 2)).astype(np.float32)
-            folder = tmp_path / "train" / f"full-seed{seed}"
+            curve = torch.rand(steps, 2, generator=torch.Generator().manual_seed(seed))
+            folder = tmp_path / f"full-seed{seed}"
             (folder / stage).mkdir(parents=True)
-            metadata = {"about": json.dumps({"step": steps})}
-            save_file({"curve": torch.from_numpy(curve)}, folder / stage / "state.safetensors", metadata)
+            save_file({"curve": curve}, folder / stage / "state.safetensors", {"about": json.dumps({"step": steps})})
             (folder / "model").mkdir(exist_ok=True)
             expected[seed, stage] = curve
-    assert main(["training", "--trained", str(tmp_path / "train"), "--out", str(tmp_path)]) == 0
+    assert main(["training", "--trained", str(tmp_path), "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "training.json")
     study = load_result("training", tmp_path)
     assert study["parameters"]["seeds"] == [0, 2]
     assert study["parameters"]["recipe"]["alignment"]["name"] == "alignment"
-    assert {(row["seed"], row["stage"]) for row in study["rows"]} == expected.keys()
-    for row in study["rows"]:
-        curve, window = expected[row["seed"], row["stage"]], row["window"]
+    assert [(row["seed"], row["stage"]) for row in study["rows"]] == list(expected)
+    for row, curve in zip(study["rows"], expected.values(), strict=True):
         assert row["steps"] == len(curve)
-        for name, column in zip(("loss", "accuracy"), curve.T, strict=True):
-            means = [column[start : start + window].mean() for start in range(0, len(curve), window)]
-            assert row[name] == pytest.approx(means, abs=1e-4)
-    (tmp_path / "train" / "full-seed2" / "alignment" / "state.safetensors").unlink()
+        means = torch.stack([part.mean(dim=0) for part in curve.split(row["window"])])
+        assert pytest.approx(means.numpy(), abs=1e-4) == np.array([row["loss"], row["accuracy"]]).T
+    (tmp_path / "full-seed2" / "alignment" / "state.safetensors").unlink()
     with pytest.raises(ValueError, match="alignment holds no saved state"):
-        training_study(tmp_path / "train", [0, 2])
+        training_study(tmp_path, [0, 2])
 
 
 def test_without_trainings_nothing_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

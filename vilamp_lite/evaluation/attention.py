@@ -83,16 +83,10 @@ def attention_study(
 def answer_attention(
     model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor, question: str, sequence: MixedPrecisionSequence
 ) -> torch.Tensor:
-    """The attention of the position that says the answer's first word to each visual token.
+    """The attention of the position that says the answer's first word to each of T visual tokens: [layers, heads, T].
 
-    Args:
-        model: its language model's attention must be "eager".
-        processor: its own.
-        question: what is asked.
-        sequence: the video, T tokens.
-
-    Returns:
-        [layers, heads, T]; less than 1 together for each head, since the prompt's words are attended, too.
+    It is less than 1 together for each head, since the prompt's words are attended, too. The language model's attention
+    must be "eager".
     """
     prompt = processor.prompts([question])
     output = model(**prompt, video_embeds=[sequence.embeds], output_attentions=True, use_cache=False)
@@ -143,12 +137,7 @@ def merged_patches(
 
 
 def share_needed(attention: np.ndarray, share: float) -> float:
-    """The smallest share of items that hold a share of the attention together.
-
-    Args:
-        attention: [n] of each item, at least 0.
-        share: from 0 to 1.
-    """
+    """The smallest share of n items that hold a share of their attention [n] together."""
     most = np.cumsum(np.sort(attention)[::-1]) / attention.sum()
     return float((np.searchsorted(most, share - 1e-9) + 1) / len(attention))
 

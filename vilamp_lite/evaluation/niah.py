@@ -167,13 +167,7 @@ class SceneFeatures:
     """Features of TinyWorld scenes, made once: what long videos are put together of."""
 
     def __init__(self, encoder: TinyWorldModel, kept: Iterable[Scene], remembered: int = _REMEMBERED) -> None:
-        """Start empty.
-
-        Args:
-            encoder: TinyWorld's.
-            kept: scenes that are never forgotten.
-            remembered: frames of other scenes; where there are more, the next `encode` forgets them.
-        """
+        """Start empty. Scenes in `kept` are never forgotten, others where they have more than `remembered` frames."""
         self._encoder, self._kept, self._remembered = encoder, frozenset(kept), remembered
         self._known: dict[Scene, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -258,14 +252,7 @@ class Examiner:
     def sequence(
         self, haystack: Haystack, selector: str, merger: str, budget: int | None = None
     ) -> MixedPrecisionSequence:
-        """A haystack as the model reads it; its scenes must have been encoded (`features.encode`).
-
-        Args:
-            haystack: a question and its video.
-            selector: as in `Cell`, like `merger` and `budget`.
-            merger: how frames that are no keyframes become tokens.
-            budget: visual tokens at most.
-        """
+        """A haystack as the model reads it, by a cell's choices; its scenes must be known to `features`."""
         embeds, patches = self.features.of(haystack.scenes)
         query = self.model.embed_query(**self.processor.selector_query([haystack.question.text]))[0]
         patches = patches.to(self.model.device).to(query.dtype)

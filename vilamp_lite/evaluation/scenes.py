@@ -50,15 +50,7 @@ def load_scenes(path: str | Path) -> list[PhotoScene]:
 
 
 def scene_of_frames(scenes: Sequence[PhotoScene], timestamps: np.ndarray) -> np.ndarray:
-    """Say which scene each frame shows.
-
-    Args:
-        scenes: in temporal order, without gaps.
-        timestamps: [N] seconds.
-
-    Returns:
-        [N] int64 positions in `scenes`.
-    """
+    """Say which scene each frame shows: for timestamps [N] in seconds, int64 [N] positions in `scenes`."""
     if not scenes:
         raise ValueError("scenes is empty")
     timestamps = np.asarray(timestamps, dtype=np.float64)
@@ -91,24 +83,12 @@ def rank_of_photo(relevance: np.ndarray, photo_of_frame: np.ndarray, photo: str)
 
 
 def hit_at(order: np.ndarray, photo_of_frame: np.ndarray, photo: str, k: int) -> bool:
-    """Tell whether one of the first k keyframes, as chosen, shows the right photograph (Hit@k of Table 3).
-
-    Args:
-        order: [K'] keyframes in the order chosen.
-        photo_of_frame: [N] which photograph each frame shows.
-        photo: the right one.
-        k: how many keyframes count.
-    """
+    """Tell whether one of the first k keyframes [K'], as chosen, shows the right photograph (Hit@k of Table 3)."""
     return bool((photo_of_frame[np.asarray(order)[: positive_int("k", k)]] == photo).any())
 
 
 def coverage(keyframes: np.ndarray, group_of_frame: np.ndarray) -> float:
-    """The share of the video's groups (scenes, photographs) that have a keyframe, from 0 to 1.
-
-    Args:
-        keyframes: [K'] frame numbers.
-        group_of_frame: [N] which group each frame belongs to.
-    """
+    """The share of the groups (scenes, photographs; one named for each of N frames) that have a keyframe, 0 to 1."""
     keyframes = np.asarray(keyframes, dtype=np.int64)
     if not len(group_of_frame) or ((keyframes < 0) | (keyframes >= len(group_of_frame))).any():
         raise ValueError(f"keyframes must lie among the {len(group_of_frame)} frames, got {keyframes.tolist()}")

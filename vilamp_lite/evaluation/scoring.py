@@ -26,13 +26,7 @@ def answers_match(prediction: str, answer: str) -> bool:
 
 
 def option_matches(prediction: str, options: Sequence[str], answer: str) -> bool:
-    """Tell whether a prediction chooses the right one of lettered options, by its letter ("B", "(b) cat") or its words.
-
-    Args:
-        prediction: what was said.
-        options: A, B, C, … in this order.
-        answer: the right one of them.
-    """
+    """Tell whether a prediction chooses the right one of the options A, B, C, … by letter ("B", "(b) cat") or words."""
     require_distinct(options)
     if answer not in options:
         raise ValueError(f"answer must be one of the options {', '.join(options)}, got {answer!r}")
@@ -49,16 +43,7 @@ def require_distinct(options: Sequence[str]) -> None:
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Bound a share: Wilson's score interval, which stays sensible near 0 and 1 and for few questions.
-
-    Args:
-        correct: of `total`.
-        total: independent questions.
-        confidence: how often such an interval holds the true share.
-
-    Returns:
-        low and high.
-    """
+    """Bound a share, low and high: Wilson's score interval, which stays sensible near 0 and 1 and for few questions."""
     _check_confidence(confidence)
     if not 0 <= correct <= positive_int("total", total):
         raise ValueError(f"correct must lie from 0 to total = {total}, got {correct}")
@@ -69,14 +54,8 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
 def paired_sign_test(first: Sequence[bool], second: Sequence[bool]) -> float:
     """Test whether two variants differ on the same questions: the exact two-sided sign test (exact McNemar test).
 
-    Only questions that one gets right and the other wrong count; without a difference each is a fair coin.
-
-    Args:
-        first: right or wrong, a question each.
-        second: likewise for the other variant, in the same order.
-
-    Returns:
-        p; 1 when they never disagree.
+    Both say right or wrong, a question each. Only questions that one gets right and the other wrong count; without a
+    difference each is a fair coin. Returns p; 1 when they never disagree.
     """
     wins, losses = _disagreements(first, second)
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
@@ -89,14 +68,7 @@ def paired_difference_interval(
 
     Bonett and Price's (2012) adjusted Wald interval: one question is added to each of the two kinds of disagreement.
     Fagerland, Lydersen and Laake (2014) recommend it for paired shares. Its middle is drawn towards 0 a little.
-
-    Args:
-        first: right or wrong, a question each.
-        second: likewise for the other variant, in the same order.
-        confidence: how often such an interval holds the true difference.
-
-    Returns:
-        low and high, from −1 to 1.
+    Returns low and high, from −1 to 1.
     """
     _check_confidence(confidence)
     wins, losses = ((count + 1) / (len(first) + 2) for count in _disagreements(first, second))
