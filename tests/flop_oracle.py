@@ -27,17 +27,6 @@ def count_flops(config: ViLaMPConfig, workload: Workload, num_keyframes: int | N
     On that device there are shapes and no numbers: all frames pass in one batch, keyframes stand at equal distances.
     torch counts attention as a square, whatever the mask. What a causal kernel does is counted by reading the tokens
     one by one: the i-th attends to i, so that the sum over all positions follows from the first and the last.
-
-    Args:
-        config: as in `vilamp_costs`.
-        workload: what is asked.
-        num_keyframes: K'; min(N, K) when left out.
-
-    Returns:
-        The stages' names, as in `vilamp_costs`, with what was counted.
-
-    Raises:
-        ValueError: as `vilamp_costs`.
     """
     visual_tokens = config.visual_tokens(workload.num_frames, num_keyframes)
     with torch.device("meta"):

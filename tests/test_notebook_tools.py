@@ -153,7 +153,7 @@ def test_the_command_runs_the_others_when_one_fails(tmp_path: Path, vilamp: Vila
         (("02", "-p", "max_keyframes", "four"), "max_keyframes must be int, got 'four'"),
         (("02", "-p", "seed"), "'-p' requires 2 arguments"),
         (("02", "02"), "would be written twice"),
-        (("02", "--time-limit", "0"), "the time limit must be above 0"),
+        (("02", "--time-limit", "0"), "the time limit must be a finite number above 0"),
     ],
 )
 def test_the_command_refuses_before_it_runs(

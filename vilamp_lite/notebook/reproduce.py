@@ -19,6 +19,7 @@ from nbclient.exceptions import CellTimeoutError
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 
+from vilamp_lite.common.checks import finite_number
 from vilamp_lite.common.files import write_json
 from vilamp_lite.common.fingerprints import code_checksum
 from vilamp_lite.common.outside import checked
@@ -178,7 +179,7 @@ def run_notebook(
         parameters: values that replace those of the notebook's `parameters` cell.
         time_limit: seconds for the whole notebook.
     """
-    _require_time(time_limit)
+    finite_number("the time limit", time_limit, above=0)
     return _run(notebook, folder, check_parameters(notebook, parameters or {}), parameters or {}, time_limit)
 
 
@@ -237,7 +238,7 @@ def run_notebooks(
         parameters: as in `run_notebook`; every notebook must have them.
         time_limit: seconds for each notebook.
     """
-    _require_time(time_limit)
+    finite_number("the time limit", time_limit, above=0)
     names = [notebook.stem for notebook in notebooks]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{', '.join(repeated)} would be written twice to {out}: name each notebook once")
@@ -247,11 +248,6 @@ def run_notebooks(
         run = _run(notebook, out / notebook.stem, values[notebook], parameters or {}, time_limit)
         print(f"{'failed after ' if run.error else ''}{run.seconds:.0f} s", file=sys.stderr)
         yield run
-
-
-def _require_time(limit: float) -> None:
-    if not limit > 0:
-        raise ValueError(f"the time limit must be above 0 seconds, got {limit:g}")
 
 
 def _cell_reached(executed: Path) -> str:
@@ -268,10 +264,8 @@ def _export(executed: Path) -> list[str]:
     executed.with_suffix(".html").write_text(page)
     names = []
     for cell in content.cells:
-        pictures = [
-            output.data["image/png"] for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
-        ]
-        for number, picture in enumerate(pictures, start=1):
+        shown = [output.get("data", {}) for output in cell.get("outputs", [])]
+        for number, picture in enumerate((data["image/png"] for data in shown if "image/png" in data), start=1):
             names.append(f"{cell.id}.png" if number == 1 else f"{cell.id}_{number}.png")
             (executed.parent / names[-1]).write_bytes(base64.b64decode(picture))
     return names

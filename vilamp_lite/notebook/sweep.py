@@ -32,6 +32,7 @@ from dask.distributed import Client, LocalCluster, as_completed
 from dask.system import CPU_COUNT
 from pydantic import BaseModel, Field
 
+from vilamp_lite.common.checks import finite_number
 from vilamp_lite.common.files import alone_in, written_whole
 from vilamp_lite.common.fingerprints import code_checksum
 from vilamp_lite.common.names import names_of_today
@@ -164,21 +165,15 @@ def run_sweep(
         ValueError: another process works in `out`, a cell does not record the metric, or the time limit is not above 0.
         OSError: there is no scheduler at that address.
     """
-    if not time_limit > 0:
-        raise ValueError(f"the time limit must be above 0 seconds, got {time_limit:g}")
-    out = out.resolve()
-    cells = sweep.cells()
+    finite_number("the time limit", time_limit, above=0)
+    out, cells = out.resolve(), sweep.cells()
     with alone_in(out, "sweep"):
         results = {cell: _finished(out / "cells" / cell) for cell in cells}
-        waiting = [cell for cell, result in results.items() if result is None]
         for result in filter(None, results.values()):
             _require_metric(sweep, result)
-        failed = {}
-        done = len(cells) - len(waiting)
-        with progress_bar(len(cells), "cells", out.name, initial=done) as bar:
-            for cell, error in _run(
-                sweep, {cell: cells[cell] for cell in waiting}, out, workers, scheduler, time_limit
-            ):
+        waiting, failed = {cell: own for cell, own in cells.items() if results[cell] is None}, {}
+        with progress_bar(len(cells), "cells", out.name, initial=len(cells) - len(waiting)) as bar:
+            for cell, error in _run(sweep, waiting, out, workers, scheduler, time_limit):
                 results[cell] = _finished(out / "cells" / cell)
                 if error:
                     failed[cell] = error
@@ -206,13 +201,11 @@ def _run(
     if not cells:
         return
     with _client(min(workers or CPU_COUNT, len(cells)), scheduler) as client:
-        # A key that names the folder: if an earlier client was killed, the scheduler may still be at work on it.
-        futures = {
-            client.submit(
-                _run_cell, sweep.notebook, out / "cells" / cell, own, time_limit, key=str(out / "cells" / cell)
-            ): cell
-            for cell, own in cells.items()
-        }
+        futures = {}
+        for cell, own in cells.items():
+            folder = out / "cells" / cell
+            # A key that names the folder: if an earlier client was killed, the scheduler may still be at work on it.
+            futures[client.submit(_run_cell, sweep.notebook, folder, own, time_limit, key=str(folder))] = cell
         for future in as_completed(futures):
             failure = future.exception()
             error = future.result() if failure is None else f"{type(failure).__name__}: {failure}"
@@ -255,7 +248,7 @@ def _require_metric(sweep: Sweep, result: Mapping[str, object]) -> None:
     if both := [name for name in result["metrics"] if name in (*sweep.grid, "cell")]:
         raise ValueError(f"{sweep.notebook.name} records {', '.join(both)}, which is another column of the table")
     if sweep.metric not in result["metrics"]:
-        known = ", ".join(result["metrics"]) or "nothing (see vilamp_lite/metrics.py)"
+        known = ", ".join(result["metrics"]) or "nothing (see vilamp_lite.notebook.record)"
         raise ValueError(f"{sweep.notebook.name} does not record the metric {sweep.metric!r}; it records {known}")
 
 
