@@ -2,11 +2,13 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vilamp_lite.common.progress import announced_to, stage
 from vilamp_lite.video.ahead import made_ahead, mapped_ahead
 
 
@@ -57,3 +59,19 @@ def test_what_is_made_ahead_is_closed_early() -> None:
     assert next(made) == 1
     made.close()
     assert closed.is_set()
+
+
+def test_while_stages_are_measured_all_is_done_in_turns() -> None:
+    """So that each stage has its own time, and is announced: a thread would not know who listens."""
+
+    def items() -> Iterator[int]:
+        for number in range(3):
+            with stage(f"make {number}"):
+                yield threading.get_ident()
+
+    announced: list[str] = []
+    with announced_to(lambda name: announced.append(name) or nullcontext()):
+        assert set(made_ahead(items())) == {threading.get_ident()}
+    assert announced == ["make 0", "make 1", "make 2"]
+    assert threading.get_ident() not in set(made_ahead(items()))
+    assert len(announced) == 3

@@ -25,7 +25,7 @@ from vilamp_lite.cli import main
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
 from vilamp_lite.streaming.encode import frames_at_once
-from vilamp_lite.streaming.feature_store import FRAMES_PER_SHARD, STORED_TYPES, FeatureStore
+from vilamp_lite.streaming.feature_store import FRAMES_PER_SHARD, STORED_TYPES, FeatureStore, _checksum
 from vilamp_lite.tinyworld.questions import random_scene
 from vilamp_lite.tinyworld.render import write_video as write_world
 
@@ -179,6 +179,41 @@ def test_a_whole_store_is_left_alone(
     FeatureStore.open(whole).encode(video, model, processor)
     assert {path.name: path.stat().st_mtime_ns for path in whole.iterdir() if path.name != ".lock"} == before
     assert json.loads((whole / "manifest.json").read_text())["num_frames"] == FRAMES
+
+
+def test_a_manifest_is_read_once(
+    whole: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, read_text = [], Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path, *options: read.append(path) or read_text(path, *options))
+    FeatureStore.open(whole).sequence(model, QUERY, processor)
+    assert read == [whole / "manifest.json"]
+
+
+def test_all_files_are_on_the_disk_before_they_have_their_names(
+    video: Path,
+    model: ViLaMPForConditionalGeneration,
+    processor: ViLaMPProcessor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    synced, named, fsync, replace = set(), {}, os.fsync, os.replace
+
+    def note(waiting: Path, path: Path) -> None:
+        named[path.name] = waiting.stat().st_ino in synced
+        synced.clear()
+        replace(waiting, path)
+
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.add(os.fstat(handle).st_ino), fsync(handle)))
+    monkeypatch.setattr(os, "replace", note)
+    FeatureStore.open(tmp_path / "store").encode(video, model, processor)
+    assert named == dict.fromkeys(files(tmp_path / "store"), True)
+
+
+def test_weights_are_told_by_shape_as_well_and_as_in_older_stores() -> None:
+    values, numbers = torch.arange(6.0), torch.tensor([1, 2])
+    assert _checksum([values.reshape(2, 3), numbers]) == "26d4886d53d08e79"
+    assert _checksum([values.reshape(3, 2), numbers]) == "97d70e2e75762586"
 
 
 # --- Kills -----------------------------------------------------------------------------------------------------------

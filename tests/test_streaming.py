@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import psutil
 import pytest
@@ -24,10 +25,12 @@ from vilamp_lite.evaluation.report import results_table
 from vilamp_lite.evaluation.results import result_of, shortened
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
+from vilamp_lite.streaming.encode import frames_at_once
 from vilamp_lite.streaming.feature_store import FRAMES_PER_SHARD, FeatureStore
 from vilamp_lite.streaming.measured import ANSWER_STAGES, STORE_STAGES, VIDEO_STAGES, Stopwatch, measured_answer
 from vilamp_lite.tinyworld.long_videos import long_video
-from vilamp_lite.video.source import stream_frames
+from vilamp_lite.tinyworld.miniature import miniature_config
+from vilamp_lite.video.source import SampledVideo, stream_frames
 
 QUERY = "Where is the cat?"
 FRAMES = 45
@@ -75,6 +78,37 @@ def test_a_measured_run_is_the_plain_one_and_the_one_in_memory(changes: dict, vi
     )
     assert torch.equal(measured.tokens, together[0])
     assert measured.answer == processor.batch_decode(together)[0].strip()
+
+
+def test_a_file_is_opened_once_for_its_scan_and_once_for_each_pass(
+    video: Path,
+    model: ViLaMPForConditionalGeneration,
+    processor: ViLaMPProcessor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened, av_open = [], av.open
+    monkeypatch.setattr(av, "open", lambda path, **options: opened.append(path) or av_open(path, **options))
+    keyframes = model.encode_video(video, QUERY, processor).keyframes
+    assert model.early_references(FRAMES, keyframes), "a frame is read ahead"
+    assert len(opened) == 3
+    sampled = SampledVideo(video)
+    assert torch.equal(model.encode_video(sampled, QUERY, processor).keyframes, keyframes)
+    assert len(opened) == 3 + 3
+    FeatureStore.open(tmp_path / "store").encode(sampled, model, processor)
+    assert len(opened) == 3 + 3 + 1
+    for encode in (model.encode_video, FeatureStore.open(tmp_path / "other").encode):
+        arguments = [QUERY, processor] if encode == model.encode_video else [model, processor]
+        with pytest.raises(ValueError, match="max_frames can't be chosen any more: a SampledVideo is sampled already"):
+            encode(sampled, *arguments, max_frames=3)
+    with pytest.raises(ValueError, match="a store is of a video file, with its frames as they are stored there"):
+        FeatureStore.open(tmp_path / "other").encode(SampledVideo(video, size=(8, 8)), model, processor)
+
+
+def test_small_frames_go_through_the_towers_in_larger_batches(model: ViLaMPForConditionalGeneration) -> None:
+    assert frames_at_once(miniature_config()) == 32
+    assert (miniature_config().num_patches, model.config.num_patches) == (16, 25)
+    assert frames_at_once(model.config) == 8
 
 
 def test_every_second_is_charged_to_a_stage(
