@@ -3,9 +3,15 @@
 import ast
 import json
 import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from hashlib import file_digest, sha256
+from hashlib import blake2b, file_digest, sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -23,10 +29,32 @@ def weights_fingerprint(model: str | os.PathLike[str]) -> str:
     return sha256(" ".join(digests).encode()).hexdigest()[:16]
 
 
+def tensors_fingerprint(tensors: "Sequence[torch.Tensor]") -> str:
+    """A text that changes when the values, types or shapes of tensors do; feature stores keep it.
+
+    A full-size model's take seconds in one thread, hence more of them.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return blake2b(b"".join(pool.map(_digest, tensors)), digest_size=8).hexdigest()
+
+
+def _digest(tensor: "torch.Tensor") -> bytes:
+    import torch
+
+    digest = blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.digest()
+
+
+def parameters_sum(model: "torch.nn.Module") -> float:
+    """A number that changes when a model's weights do; banks of scenes keep it."""
+    return float(sum(value.double().abs().sum() for value in model.state_dict().values()))
+
+
 # The modules that an answer follows from; what trains, costs, draws, scores a study or talks to a user is none of them.
 _ANSWERS = (
     *("*.py", "baselines/*.py", "video/*.py", "streaming/*.py", "tinyworld/*.py"),
-    *("common/hub.py", "common/precision.py"),
+    *("common/checks.py", "common/hub.py", "common/precision.py"),
     *("evaluation/niah.py", "evaluation/footage.py", "evaluation/results.py", "evaluation/scoring.py"),
 )
 

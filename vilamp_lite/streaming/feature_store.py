@@ -32,7 +32,7 @@ from safetensors import safe_open
 
 from vilamp_lite.common.checks import require_finite
 from vilamp_lite.common.files import LOCK, alone_in, written_whole
-from vilamp_lite.common.fingerprints import file_sha256
+from vilamp_lite.common.fingerprints import file_sha256, tensors_fingerprint
 from vilamp_lite.common.progress import progress_bar
 from vilamp_lite.generation import answer
 from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
@@ -407,21 +407,10 @@ def _model_settings(model: ViLaMPForConditionalGeneration, processor: FrameProce
     weights = [value for tower in towers.values() for _, value in sorted(tower.state_dict().items())]
     picture = np.arange(48 * 64 * 3).astype(np.uint8).reshape(1, 48, 64, 3)
     return {
-        "weights": f"{_type_name(model.vision_tower.dtype)} {_checksum(weights)}",
+        "weights": f"{_type_name(model.vision_tower.dtype)} {tensors_fingerprint(weights)}",
         "vision_feature_layer": model.config.vision_feature_layer,
-        "pixels": _checksum([processor.vision_pixels(picture), processor.selector_pixels(picture)]),
+        "pixels": tensors_fingerprint([processor.vision_pixels(picture), processor.selector_pixels(picture)]),
     }
-
-
-def _checksum(tensors: list[torch.Tensor]) -> str:
-    """One checksum of tensors, of the checksums of each: a full-size model's take seconds in one thread."""
-    return blake2b(b"".join(mapped_ahead(_digest, tensors, os.cpu_count() or 1)), digest_size=8).hexdigest()
-
-
-def _digest(tensor: torch.Tensor) -> bytes:
-    checksum = blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    checksum.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return checksum.digest()
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:

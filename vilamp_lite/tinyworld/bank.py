@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vilamp_lite.common.files import written_whole
+from vilamp_lite.common.fingerprints import parameters_sum
 from vilamp_lite.common.progress import progress_bar
 from vilamp_lite.tinyworld.encoder import TinyWorldModel
 from vilamp_lite.tinyworld.questions import pair_scene, random_scene
@@ -96,7 +97,7 @@ def build_bank(encoder: TinyWorldModel, num_random: int, num_pairs: int, file: P
         ValueError: the file holds another bank, or none.
     """
     scenes = bank_scenes(num_random, num_pairs)
-    about = json.dumps({"num_random": num_random, "num_pairs": num_pairs, "encoder": fingerprint(encoder)})
+    about = json.dumps({"num_random": num_random, "num_pairs": num_pairs, "encoder": parameters_sum(encoder)})
     if file is None or not file.is_file():
         embeds, patches = encode_scenes(encoder, scenes)
         tensors = {"embeds": embeds, "patches": patches.half()}
@@ -116,8 +117,3 @@ def build_bank(encoder: TinyWorldModel, num_random: int, num_pairs: int, file: P
     lengths = np.array([scene.num_frames for scene in scenes])
     first = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     return SceneBank(tuple(scenes), tensors["embeds"], tensors["patches"], first, num_random)
-
-
-def fingerprint(model: torch.nn.Module) -> float:
-    """A number that changes when a model's weights do."""
-    return float(sum(value.double().abs().sum() for value in model.state_dict().values()))
