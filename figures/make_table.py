@@ -70,8 +70,8 @@ ROWS = (
         "Are both DKS and DFM needed? (Table 2)",
         "yes: Video-MME 58.2 % without them, 61.8 % with DKS, 65.1 % with DFM (A)",
         _ABLATIONS,
-        "yes: with both {table2_full:.1%}, DKS + mean {table2_dks_mean:.1%}, uniform + DFM {table2_uniform_dfm:.1%}, "
-        "with neither {table2_uniform_mean:.1%}",
+        "yes, in TinyWorld: with both {table2_full:.1%}, DKS + mean {table2_dks_mean:.1%}, uniform + DFM "
+        "{table2_uniform_dfm:.1%}, with neither {table2_uniform_mean:.1%}",
         _MINIATURE + "; both parts crossed, where the paper changes one at a time",
         REPRODUCED,
         short=True,
@@ -88,7 +88,8 @@ ROWS = (
         "How often is a needle's question answered at 10,000 frames? (Fig. 2)",
         "58.15 %; VideoChat-Flash 47.25 % (A)",
         _NIAH,
-        "{full_longest:.1%}; uniform keyframes and mean pooling {uniform_mean_longest:.1%}; chance {chance:.1%}",
+        "in TinyWorld {full_longest:.1%}; uniform keyframes and mean pooling {uniform_mean_longest:.1%}; "
+        "chance {chance:.1%}",
         _MINIATURE + "; another opponent",
         NOT_COMPARABLE,
         short=True,
@@ -97,8 +98,8 @@ ROWS = (
         "Is the right scene among the first five keyframes? (Hit@5, Table 3)",
         "47.3 % on QVHighlights (A)",
         _KEYFRAMES,
-        "DKS {hit_at_5_dks:.0%}; k-means {hit_at_5_kmeans:.0%}, MMR {hit_at_5_mmr:.0%}, AKS {hit_at_5_aks:.0%}, "
-        "top-K {hit_at_5_top_k:.0%}, uniform {hit_at_5_uniform:.0%}",
+        "on the bundled video DKS {hit_at_5_dks:.0%}; k-means {hit_at_5_kmeans:.0%}, MMR {hit_at_5_mmr:.0%}, AKS "
+        "{hit_at_5_aks:.0%}, top-K {hit_at_5_top_k:.0%}, uniform {hit_at_5_uniform:.0%}",
         _TOUR,
         NOT_COMPARABLE,
         short=True,
@@ -115,7 +116,7 @@ ROWS = (
         "On which share of the frames does 90 % of the attention fall? (§3)",
         "under 5 % (A)",
         _ABLATIONS,
-        "{frames_needed:.0%}",
+        "in TinyWorld {frames_needed:.0%}",
         _MINIATURE + ", uniform keyframes",
         NOT_REPRODUCED,
         short=True,
