@@ -140,7 +140,7 @@ def test_the_command_runs_the_others_when_one_fails(tmp_path: Path, vilamp: Vila
     works = write_notebook(tmp_path / "works.ipynb", source, "print(size)")
     code, out, err = vilamp("reproduce", fails, works, "-p", "size", 7, "--out", tmp_path / "runs")
     assert code == 1
-    assert [line.split()[-2] for line in out.splitlines() if line.startswith("│")] == ["failed", "ok"]
+    assert out.startswith("1 of 2 notebooks ran, in ")
     partial = tmp_path / "runs" / "fails" / "fails.ipynb"
     assert f"fails: code cell 3 (last-cell): KeyError: 7; as far as it came: {partial}" in err
     assert json.loads((tmp_path / "runs" / "works" / "result.json").read_text())["parameters"] == {"size": 7}

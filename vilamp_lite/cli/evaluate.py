@@ -10,18 +10,13 @@ from typer import Argument, Option
 from vilamp_lite import evaluation
 from vilamp_lite.cli.options import AsJson, Device
 from vilamp_lite.cli.shown import interruptible, show, table
-from vilamp_lite.common import code_fingerprint, file_sha256, weights_fingerprint
+from vilamp_lite.common import file_sha256
 from vilamp_lite.tinyworld import FAMILIES, MINIATURE
 
 app = typer.Typer(no_args_is_help=True, help="Measure a model.")
 
-_FOLDER = Path("runs") / "evaluate"
 Out = Annotated[
-    Path | None,
-    Option(
-        help="Gets every prediction; what is finished there is skipped.",
-        show_default=f"a folder of {_FOLDER} for each model and its questions",
-    ),
+    Path | None, Option(help="Gets every prediction; goes on there.", show_default="a folder of runs/evaluate")
 ]
 
 
@@ -44,7 +39,7 @@ def niah(
 
     The depth is that of the first needle; a roll call's many are spread over the video, whatever the depth.
     """
-    with interruptible(f"what is finished is kept in {out or _FOLDER}"):
+    with interruptible(f"what is finished is kept in {out or evaluation.EVALUATED}"):
         cells = evaluation.grid(
             _listed("frames", frames, int),
             _listed("depths", depths, float),
@@ -53,7 +48,7 @@ def niah(
             _listed("merger", merger),
             questions,
         )
-        out = out or _own_folder(model, f"seed{seed}_questions{questions}")
+        out = out or evaluation.own_folder(model, f"seed{seed}_questions{questions}")
         answered = evaluation.evaluate_cells(model, cells, seed=seed, processes=processes, out=out, device=device)
     result = answered.as_json()
     rows = [
@@ -81,22 +76,14 @@ def footage(
     as_json: AsJson = False,
 ) -> None:
     """Ask about needles in haystacks of your own footage."""
-    with interruptible(f"what is finished is kept in {out or _FOLDER}"):
+    with interruptible(f"what is finished is kept in {out or evaluation.EVALUATED}"):
         loaded = evaluation.load_cases(cases)
-        out = out or _own_folder(model, f"cases_{file_sha256(cases)[:16]}")
+        out = out or evaluation.own_folder(model, f"cases_{file_sha256(cases)[:16]}")
         result = evaluation.evaluate_cases(model, loaded, out=out, device=device)
     columns = ("question", "answer", "prediction", "correct")
     rows = [{name: prediction[name] for name in columns} for prediction in result["predictions"]]
     right = f"{result['correct']} of {result['questions']} right (95 %: {result['low']:.2f}–{result['high']:.2f})"
     show(as_json, result, table(f"{result['stamp']['model']}: {right}", rows), f"Each prediction: {out}")
-
-
-def _own_folder(model: Path, questions: str) -> Path:
-    """Where the predictions of one model and version of the code go."""
-    from vilamp_lite.checkpoints import load_config
-
-    load_config(model)  # refuses what is not a model
-    return _FOLDER / f"{weights_fingerprint(model)}_{code_fingerprint()}_{questions}"
 
 
 def _listed(option: str, text: str, kind: Callable[[str], Any] = str) -> list[Any]:

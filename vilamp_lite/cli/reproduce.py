@@ -47,23 +47,14 @@ def reproduce(
         start = time.monotonic()
         values = notebook.parse_parameters(chosen[0], parameter or [])
         runs = list(notebook.run_notebooks(chosen, out, values, time_limit))
-    rows = [
-        {
-            "notebook": run.notebook,
-            "seconds": round(run.seconds),
-            "figures": len(run.figures),
-            "metrics": len(run.metrics),
-            "result": "failed" if run.error else "ok",
-        }
-        for run in runs
-    ]
+    failed = [run for run in runs if run.error]
     show(
         as_json,
         [asdict(run) | {"folder": str(out / run.notebook)} for run in runs],
-        table(f"{len(runs)} notebooks in {time.monotonic() - start:.0f} s", rows),
+        f"{len(runs) - len(failed)} of {len(runs)} notebooks ran, in {time.monotonic() - start:.0f} s",
         f"Read {out}/NAME/NAME.html; the figures (PNG) and result.json lie beside it.",
     )
-    _end({f"{run.notebook}/{run.notebook}.ipynb": run.error for run in runs if run.error}, out)
+    _end({f"{run.notebook}/{run.notebook}.ipynb": run.error for run in failed}, out)
 
 
 def _show_parameters(notebooks: list[Path], as_json: bool) -> None:
@@ -94,11 +85,9 @@ def sweep(
         grid = notebook.load_sweep(file)
         result = notebook.run_sweep(grid, out, workers=workers, scheduler=scheduler, time_limit=time_limit)
     cells = len(result.table)
-    # JSON has no NaN, which stands where a cell failed.
-    rows = result.table.astype(object).where(result.table.notna(), None).to_dict("records")
     show(
         as_json,
-        {"out": str(out), "table": rows, "failed": result.failed},
+        {"out": str(out), "table": result.rows(), "failed": result.failed},
         f"{cells - len(result.failed)} of {cells} cells finished",
         f"{out}/table.csv and figure.png; each cell lies in cells/CELL",
     )

@@ -8,7 +8,7 @@ _NAMES = {
     "niah": "Cell CellResult Evaluation Examiner POOL SceneFeatures cell_haystacks cell_questions grid load_qformer",
     "report": "beside_claim beside_figure difference_text find grid_of matching mean_text not_best pooled "
     "results_table share_text source_text spread_text told_apart variant_name verdict",
-    "results": "ALL Prediction RESULTS kept_result load_result needle_keyframes result_of",
+    "results": "ALL EVALUATED Prediction RESULTS kept_result load_result needle_keyframes own_folder result_of",
     "runs": "evaluate_cells",
     "scenes": "PhotoScene coverage hit_at load_scenes queries_of rank_of_photo scene_of_frames",
     "scoring": "answers_match option_matches paired_difference_interval paired_sign_test score wilson_interval",

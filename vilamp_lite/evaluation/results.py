@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vilamp_lite.common.fingerprints import code_fingerprint, weights_fingerprint
+from vilamp_lite.common.hub import read_json
 from vilamp_lite.common.names import names_of_today
 from vilamp_lite.common.stamp import ROOT
 from vilamp_lite.evaluation.scoring import answers_match
@@ -26,6 +28,7 @@ ALL = "all"  # the family of rows that pool every family
 
 
 RESULTS = ROOT / "figures" / "results"
+EVALUATED = Path("runs") / "evaluate"
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,12 @@ def make_prediction(
     found = [any(start <= frame < stop for frame in keyframes) for start, stop in needle_frames]
     recall = sum(found) / len(found)
     return Prediction(question, answer, said, correct, keyframes, len(sequence.embeds), recall)
+
+
+def own_folder(model: str | os.PathLike[str], questions: str) -> Path:
+    """Where the predictions of a model and a version of the code go, if nobody says; for each sort of questions one."""
+    read_json(Path(model) / "config.json")  # refuses what is no checkpoint
+    return EVALUATED / f"{weights_fingerprint(model)}_{code_fingerprint()}_{questions}"
 
 
 def kept_result(file: Path, settings: dict[str, Any]) -> dict[str, Any] | None:

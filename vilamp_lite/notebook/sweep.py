@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import yaml
@@ -95,6 +95,10 @@ class SweepResult:
 
     table: pd.DataFrame
     failed: dict[str, str]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The table as JSON has it: None, not NaN, where a cell failed."""
+        return self.table.astype(object).where(self.table.notna(), None).to_dict("records")
 
 
 class _File(BaseModel, extra="forbid"):
