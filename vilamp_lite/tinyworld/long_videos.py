@@ -56,7 +56,6 @@ def long_video(
         seed: of the question and the haystack.
 
     Raises:
-        ValueError: as `sample_questions` and `hide`.
         OSError: the folder can't be written to; finished parts are kept.
     """
     (question,) = sample_questions(family, 1, seed)

@@ -20,6 +20,7 @@ from torch import nn
 
 from vilamp_lite.baselines.mergers import QFormerMerger
 from vilamp_lite.common.checks import choice
+from vilamp_lite.common.files import written_whole
 from vilamp_lite.common.hub import loaded
 from vilamp_lite.common.progress import loading_quietly
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
@@ -191,5 +192,7 @@ def save_miniature(model: ViLaMPForConditionalGeneration, qformer: QFormerMerger
         miniature_processor(model).save_pretrained(folder)
         model.selector.save_pretrained(folder / SELECTOR_FOLDER)
     if qformer is not None:
-        (folder / "qformer").mkdir(exist_ok=True)
-        save_file(qformer.state_dict(), folder / "qformer" / "model.safetensors")
+        file = folder / "qformer" / "model.safetensors"
+        file.parent.mkdir(exist_ok=True)
+        with written_whole(file) as waiting:
+            save_file(qformer.state_dict(), waiting)
