@@ -113,17 +113,7 @@ def checked_frames(frames: ArrayLike) -> torch.Tensor:
 
 
 def tokenize(tokenizer: Any, texts: list[str], max_tokens: int, padding: bool | str) -> Any:
-    """Tokenise texts for a text tower of `max_tokens`, and warn where one has to be cut.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer.
-        texts: Q texts.
-        max_tokens: what the tower reads.
-        padding: as the tokenizer's own argument.
-
-    Returns:
-        `input_ids` and `attention_mask`, int64 [Q, L].
-    """
+    """Tokenise texts for a text tower of `max_tokens`, int64 [Q, L], and warn where one has to be cut."""
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
         raise ValueError(f"texts must be a non-empty list of non-empty strings, got {describe(texts)}")
     for text, ids in zip(texts, tokenizer(texts, truncation=False, verbose=False)["input_ids"], strict=True):

@@ -16,14 +16,8 @@ from vilamp_lite.common.precision import full_precision
 # count too, and heat maps of cos(patch, query) cover more of the thing asked for. Retrieval can't tell 2 from 10: of 30
 # queries for 18 photographs, 18 and 15 put the right one first (a standard error is about 3).
 CONSE_TEMPERATURE = 10.0
-
-
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-
-
 LITE0_SIDE = 224  # pixels
-
-
 MINILM_MAX_TOKENS = 256  # what it was trained with
 
 
@@ -86,17 +80,7 @@ class ConSEEncoder:
 
     @torch.no_grad()
     def encode_frames(self, frames: ArrayLike) -> torch.Tensor:
-        """Embed frames.
-
-        Args:
-            frames: RGB pictures, uint8 [B, H, W, 3], array or tensor.
-
-        Returns:
-            Unit vectors, float32 [B, 384], on the CPU.
-
-        Raises:
-            ValueError: `frames` is not uint8, not of that shape, or empty.
-        """
+        """Embed RGB frames, uint8 [B, H, W, 3], as unit vectors, float32 [B, 384], on the CPU."""
         return self._combine_classes(self._feature_map(frames).mean(dim=1))
 
     @torch.no_grad()
@@ -111,24 +95,14 @@ class ConSEEncoder:
 
         Returns:
             Unit vectors, float32 [B, 49, 384], on the CPU; patches in rows from the top left (see `patch_grid`).
-
-        Raises:
-            ValueError: `frames` is not uint8, not of that shape, or empty.
         """
         return self._combine_classes(self._feature_map(frames))
 
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> torch.Tensor:
-        """Embed texts; a text longer than 256 tokens is cut with a warning.
+        """Embed Q texts as unit vectors, float32 [Q, 384], on the CPU; one of over 256 tokens is cut with a warning.
 
-        Args:
-            texts: Q queries. A plain query works as well as "a photo of …".
-
-        Returns:
-            Unit vectors, float32 [Q, 384], on the CPU.
-
-        Raises:
-            ValueError: `texts` is not a list of strings, or it or one of them is empty.
+        A plain query works as well as "a photo of …".
         """
         return unit_vectors(self._sentence_embeddings(texts) - self._mean_class)
 

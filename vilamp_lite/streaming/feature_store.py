@@ -42,23 +42,11 @@ from vilamp_lite.video.ahead import mapped_ahead
 from vilamp_lite.video.source import SampledVideo, sampled
 
 FRAMES_PER_SHARD = 32  # a multiple of `frames_at_once`; 54 MB with the paper's model
-
-
 STORED_TYPES = (torch.float16, torch.bfloat16, torch.float32)
-
-
 _KINDS = ("frames", "patches")
-
-
 _READERS = 4  # threads, each with a shard in memory
-
-
 _MANIFEST, _WAITING = "manifest.json", ".waiting"
-
-
 _SHARD_NAME = re.compile(r"(frames|patches)-(\d{5,})-[0-9a-f]{16}\.safetensors")
-
-
 _Shard = tuple[str, int]  # kind and number
 
 
@@ -272,11 +260,7 @@ class FeatureStore:
     ) -> str:
         """Answer a question about the video, greedily, without its file: selection, merging, language model.
 
-        Args:
-            model: the one that `encode` had; its K, thresholds, merger, connectors and language model may be others.
-            question: what to answer.
-            processor: the model's.
-            max_new_tokens: the longest answer.
+        The model is the one that `encode` had; its K, thresholds, merger, connectors and language model may be others.
         """
         return answer(
             model, processor, question, self.sequence(model, question, processor), max_new_tokens=max_new_tokens
@@ -288,13 +272,7 @@ class FeatureStore:
     ) -> MixedPrecisionSequence:
         """Make the video's mixed-precision sequence for a query, as `encode_video` does from the file.
 
-        Memory: about six shards, one selector embedding per frame, the patches of reference frames, and the
-        tokens.
-
-        Args:
-            model: the one that `encode` had, see `ask`.
-            query: what the keyframes should be relevant to.
-            processor: the model's.
+        Memory: about six shards, one selector embedding per frame, the patches of reference frames, and the tokens.
 
         Raises:
             ValueError: the store was made by another model, is incomplete or damaged; more tokens than the language
@@ -323,11 +301,7 @@ class FeatureStore:
         return replace(sequence, timestamps=timestamps.numpy())
 
     def summary(self) -> StoreSummary:
-        """Say what the store holds.
-
-        Raises:
-            ValueError: it holds no video, or is incomplete.
-        """
+        """Say what the store holds; it must be complete."""
         shards, errors = self._complete(), []
         for (kind, _), path in shards.items():
             if kind == "patches":
@@ -364,11 +338,7 @@ class FeatureStore:
         return {(match[1], int(match[2])): path for match, path in found if match}
 
     def _complete(self) -> dict[_Shard, Path]:
-        """All shards.
-
-        Raises:
-            ValueError: one is not there.
-        """
+        """All shards; none may be missing."""
         count, shards = self._count, self._shards()
         lacking = sorted({number for number in range(count) for kind in _KINDS if (kind, number) not in shards})
         if lacking:

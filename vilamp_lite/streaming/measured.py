@@ -22,14 +22,8 @@ from vilamp_lite.video.source import FrameBatch, SampledVideo
 
 # Before the language model, in order; then "prefill" and "decoding".
 VIDEO_STAGES = ("probe", "decode", "resizing", "selector embedding", "selection", "patches and merging")
-
-
 STORE_STAGES = ("encode into the store", "selection and merging")
-
-
 ANSWER_STAGES = ("prefill", "decoding")
-
-
 _SAMPLED_EVERY = 0.02  # seconds between two looks at the memory
 
 

@@ -10,8 +10,6 @@ from typing import Protocol, TypeVar
 from vilamp_lite.common.progress import is_measured
 
 Item = TypeVar("Item")
-
-
 Made = TypeVar("Made", covariant=True)
 
 
@@ -43,14 +41,9 @@ def made_ahead(items: ClosableIterator[Made]) -> Iterator[Made]:
 
 
 def mapped_ahead(function: Callable[[Item], Made], items: Iterable[Item], threads: int) -> Iterator[Made]:
-    """Yield function(item) of each item in order, while threads make the following ones.
+    """Yield function(item) of each item in order, while threads make the following ones, one each.
 
-    Memory: `threads` results, and the one in use.
-
-    Args:
-        function: what is done in the threads; what it raises is raised here, in its turn.
-        items: what it is done to.
-        threads: how many, and how far they are ahead.
+    What the function raises is raised here, in its turn. Memory: `threads` results, and the one in use.
     """
     left = iter(items)
     with ThreadPoolExecutor(threads, "ahead") as pool:

@@ -54,21 +54,12 @@ def read_timeline(path: Path) -> Timeline:
         if frame is None:
             raise VideoError(f"{path}: none of its {len(ticks)} frames can be decoded; the file is damaged")
         height, width = upright(np.empty((frame.height, frame.width)), frame.rotation).shape
-        last = int(ticks[-1])
-        end = scan.end if scan.end > last else last + usual_step(ticks, stream)
+        end = scan.end if scan.end > ticks[-1] else int(ticks[-1]) + usual_step(ticks, stream)
         length = (end - int(ticks[0])) * stream.time_base
-        info = VideoInfo(
-            path,
-            float(length),
-            float(len(ticks) / length),
-            len(ticks),
-            width,
-            height,
-            stream.codec.canonical_name,
-            container.metadata.get("comment", ""),
-        )
-        packets = np.array(scan.ticks, np.int64)
-        kind = container.format.name
+        codec, comment = stream.codec.canonical_name, container.metadata.get("comment", "")
+        fps = float(len(ticks) / length)
+        info = VideoInfo(path, float(length), fps, len(ticks), width, height, codec, comment)
+        kind, packets = container.format.name, np.array(scan.ticks, np.int64)
         return Timeline(info, ticks, end, stream.time_base, kind, scan.hidden, packets, scan.first, version)
 
 
@@ -119,9 +110,7 @@ class PyAVFile:
     def pictures(self, plan: Plan, *, leave_open: bool = False) -> Pictures:
         """Yield the planned pictures; the nearest intact frame stands in for a lost one.
 
-        Args:
-            plan: what to yield.
-            leave_open: let the next pass go on with this one's file, where that can be rewound.
+        With `leave_open`, the next pass goes on with this one's open file, where that can be rewound.
         """
         timeline, damage = self._timeline, Damage()
         path, ticks = timeline.info.path, timeline.ticks

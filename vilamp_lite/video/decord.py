@@ -14,11 +14,7 @@ _CLEAN_START = {
     "hevc": lambda header: header >> 1 & 0x3F in (19, 20),  # IDR picture, with or without leading ones
     "vp9": None,
 }
-
-
 _DECORD_THREADS = 2
-
-
 _DECORD_BATCH = 32  # memory: decord holds a batch twice
 
 

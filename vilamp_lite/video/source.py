@@ -138,14 +138,10 @@ class SampledVideo:
         self.num_frames = len(self._plan.positions)
 
     def batches(self, batch_size: int = 32) -> FrameStream:
-        """Start a pass over all samples, in order.
+        """Start a pass over all samples, in order; the last batch may hold fewer than `batch_size`.
 
-        Args:
-            batch_size: Samples per batch; the last batch may hold fewer.
-
-        Returns:
-            An iterator over batches, together `num_frames` samples. It raises VideoError where too much of the file is
-            damaged, or where the file has changed since it was scanned.
+        Raises:
+            VideoError: Where it gets to too much damage, or the file has changed since it was scanned.
 
         Warns:
             UserWarning: If damaged packets were skipped; the nearest intact frame, at most max(1, 1 / fps) seconds
@@ -155,13 +151,12 @@ class SampledVideo:
         return FrameStream(batches, self.num_frames, self.info)
 
     def at(self, samples: Sequence[int]) -> np.ndarray:
-        """Collect a few samples, such as the keyframes. Nothing after the last of them is decoded.
+        """Collect a few samples, such as the keyframes, uint8 [len(samples), H, W, 3].
+
+        Nothing after the last of them is decoded.
 
         Args:
             samples: Numbers of the samples, 0 for the first, in any order.
-
-        Returns:
-            Their RGB pictures, uint8 [len(samples), H, W, 3].
         """
         try:
             wanted = np.asarray(samples)
@@ -199,13 +194,7 @@ class SampledVideo:
 
 
 def sampled(video: str | os.PathLike[str] | FrameSource, *, default_fps: float = 1.0, **sampling: Any) -> FrameSource:
-    """A file as it is asked to be sampled; another source as it is.
-
-    Args:
-        video: a file or a source.
-        default_fps: of a file whose `fps` is left out.
-        **sampling: as for `SampledVideo`; None is left out too.
-    """
+    """A file as it is asked to be sampled, with `default_fps` where no rate is; another source as it is."""
     asked = {name: value for name, value in sampling.items() if value is not None}
     if not isinstance(video, FrameSource):
         return SampledVideo(video, **({"fps": default_fps} | asked))
@@ -215,10 +204,7 @@ def sampled(video: str | os.PathLike[str] | FrameSource, *, default_fps: float =
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
-    """Describe a video file without decoding more than its first frame.
-
-    Returns:
-        Its length, rate, displayed size and codec. The frames are counted packet by packet, since headers lie.
+    """Describe a video file without decoding more than its first frame; frames are counted, since headers lie.
 
     Raises:
         VideoError: If the file can't be read, holds no video, or is cut short.
@@ -227,33 +213,17 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
 
 
 def stream_frames(path: str | os.PathLike[str], *, batch_size: int = 32, **sampling: Any) -> FrameStream:
-    """Sample a video by timestamp and stream the pictures in order: one pass over a `SampledVideo`.
+    """Sample a video by timestamp and stream the pictures in order: `SampledVideo(…).batches(…)`, which see.
 
-    Args:
-        path: The video file.
-        batch_size: Samples per batch; the last batch may hold fewer.
-        **sampling: `fps`, `max_frames`, `size` and `backend`, as for `SampledVideo`.
-
-    Returns:
-        An iterator over batches. Together they hold exactly the planned samples, `num_frames` of them.
-
-    Raises:
-        ValueError: If an argument makes no sense. Raised by the call, before the first batch.
-        VideoError: As `SampledVideo` (raised by the call) and `SampledVideo.batches` (raised by the iterator).
+    A file that can't be read, or bad options, are refused by the call; damage is, where the iterator gets there.
     """
     return SampledVideo(path, **sampling).batches(batch_size)
 
 
 def frames_at(path: str | os.PathLike[str], samples: Sequence[int], **sampling: Any) -> np.ndarray:
-    """Collect a few samples of a video, such as its keyframes, uint8 [len(samples), H, W, 3].
+    """Collect a few samples of a video, uint8 [len(samples), H, W, 3]: `SampledVideo(…).at(…)`, which see.
 
-    Args:
-        path: The video file.
-        samples: Numbers of the samples, 0 for the first, in any order.
-        **sampling: As for `SampledVideo`; with the same values, sample n is the stream's n-th.
-
-    Raises:
-        VideoError: As `stream_frames`.
+    With the same sampling, sample n is the n-th of `stream_frames`.
     """
     return SampledVideo(path, **sampling).at(samples)
 
