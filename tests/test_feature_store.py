@@ -22,10 +22,11 @@ from tiny_models import tiny_model
 from video_files import write_video
 
 from vilamp_lite.cli import main
+from vilamp_lite.common.fingerprints import tensors_fingerprint
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
 from vilamp_lite.streaming.encode import frames_at_once
-from vilamp_lite.streaming.feature_store import FRAMES_PER_SHARD, STORED_TYPES, FeatureStore, _checksum
+from vilamp_lite.streaming.feature_store import FRAMES_PER_SHARD, STORED_TYPES, FeatureStore
 from vilamp_lite.tinyworld.questions import random_scene
 from vilamp_lite.tinyworld.render import write_video as write_world
 
@@ -212,8 +213,8 @@ def test_all_files_are_on_the_disk_before_they_have_their_names(
 
 def test_weights_are_told_by_shape_as_well_and_as_in_older_stores() -> None:
     values, numbers = torch.arange(6.0), torch.tensor([1, 2])
-    assert _checksum([values.reshape(2, 3), numbers]) == "26d4886d53d08e79"
-    assert _checksum([values.reshape(3, 2), numbers]) == "97d70e2e75762586"
+    assert tensors_fingerprint([values.reshape(2, 3), numbers]) == "26d4886d53d08e79"
+    assert tensors_fingerprint([values.reshape(3, 2), numbers]) == "97d70e2e75762586"
 
 
 # --- Kills -----------------------------------------------------------------------------------------------------------
