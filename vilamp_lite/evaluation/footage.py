@@ -26,7 +26,7 @@ from vilamp_lite.modeling import ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
 from vilamp_lite.video.source import FrameBatch, SampledVideo
 
-_ANSWER_TOKENS = 32
+_LONGEST_ANSWER = 32  # tokens
 _CASES = "a case has haystack, needle, depth, question, options (a list, empty for an open question) and answer"
 
 
@@ -185,7 +185,7 @@ def evaluate_cases(
     splices = [Splice.of(case, config.fps) for case in cases]
     for case, splice in zip(cases, splices, strict=True):
         prompt_tokens = processor.prompts([case.prompt])["input_ids"].shape[1] - 1
-        config.require_room(splice.num_frames, prompt_tokens, _ANSWER_TOKENS)
+        config.require_room(splice.num_frames, prompt_tokens, _LONGEST_ANSWER)
     stamp = make_stamp(model=str(directory), device=place)
     same = {} if out is None else {"weights": weights_fingerprint(directory), "code": code_fingerprint()}
     digest = cache(file_sha256)  # many cases may share a haystack
@@ -215,6 +215,6 @@ def _answer_case(
     model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor, case: Case, splice: Splice
 ) -> Prediction:
     sequence = model.encode_video(splice, case.question, processor)
-    said = answer(model, processor, case.prompt, sequence, max_new_tokens=_ANSWER_TOKENS).text
+    said = answer(model, processor, case.prompt, sequence, max_new_tokens=_LONGEST_ANSWER).text
     needle = (splice.place, splice.place + splice.needle.num_frames)
     return make_prediction(case.question, case.answer, said, case.is_correct(said), sequence, [needle])
