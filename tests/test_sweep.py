@@ -163,7 +163,7 @@ def test_cells_are_known_by_their_code_and_parameters(notebook: Path) -> None:
     [
         ({"parameters": {"c": [1]}}, "tiny.ipynb has no parameter c; it has a, b, seed, word, log, pause"),
         ({"parameters": {"a": [1, "two"]}}, "a: input should be a valid integer, got str 'two'"),
-        ({"parameters": {"a": [1, True]}}, "a: input should be a valid integer, got bool True"),
+        ({"parameters": {"a": [1, True]}}, "grid.yaml: a: input should be a valid integer, got bool True"),
         ({"parameters": {"a": [1, 2, 1]}}, "a of the grid has a value twice"),
         ({"parameters": {"a": 1}}, "grid.yaml: parameters: a: input should be a valid list, got int 1"),
         ({"parameters": {"a": [1.5]}}, "a: input should be a valid integer, got float 1.5"),

@@ -49,9 +49,9 @@ class Parameter:
     default: object
     help: str
 
-    def check(self, value: object) -> object:
-        """Take a value of the parameter's type, or an integer where it is a float."""
-        return checked(self.type, value, self.name)
+    def check(self, value: object, where: str = "") -> object:
+        """Take a value, found in a file `where`, of the parameter's type, or an integer where it is a float."""
+        return checked(self.type, value, f"{where}: {self.name}" if where else self.name)
 
     def parse(self, text: str) -> object:
         """Read a value from the command line: words and numbers as in Python, anything else as in YAML."""

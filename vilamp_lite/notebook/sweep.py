@@ -123,8 +123,8 @@ def load_sweep(file: Path) -> Sweep:
     name = fields.notebook
     notebook = find_notebook(f"{name:02}" if isinstance(name, int) else name, file.parent)  # YAML reads 02 as a number
     known = known_parameters(notebook, [*fields.parameters, *fields.fixed])
-    grid = {name: _values(known[name], values) for name, values in fields.parameters.items()}
-    fixed = {name: _values(known[name], [value])[0] for name, value in fields.fixed.items()}
+    grid = {name: _values(file, known[name], values) for name, values in fields.parameters.items()}
+    fixed = {name: _values(file, known[name], [value])[0] for name, value in fields.fixed.items()}
     if both := fixed.keys() & grid.keys():
         raise ValueError(f"{file}: {', '.join(sorted(both))} cannot be in the grid and fixed")
     # Without a word about it: curves over the first parameter, one for each value of the second.
@@ -136,13 +136,15 @@ def load_sweep(file: Path) -> Sweep:
     return Sweep(notebook, grid, fields.metric, fixed, figure)
 
 
-def _values(parameter: Parameter, values: list[object]) -> list[object]:
+def _values(file: Path, parameter: Parameter, values: list[object]) -> list[object]:
     """Check one parameter's values."""
     if parameter.type is float and (words := [value for value in values if isinstance(value, str)]):
-        raise ValueError(f"{parameter.name} must be float; YAML takes {words[0]} for a word: write 1.0e-3, not 1e-3")
-    taken = [parameter.check(value) for value in values]
+        raise ValueError(
+            f"{file}: {parameter.name} must be float; YAML takes {words[0]} for a word: write 1.0e-3, not 1e-3"
+        )
+    taken = [parameter.check(value, str(file)) for value in values]
     if any(value in taken[:n] for n, value in enumerate(taken)):
-        raise ValueError(f"{parameter.name} of the grid has a value twice: {values}")
+        raise ValueError(f"{file}: {parameter.name} of the grid has a value twice: {values}")
     return taken
 
 
