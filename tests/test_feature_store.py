@@ -23,8 +23,8 @@ from video_files import write_video
 
 from vilamp_lite.cli import main
 from vilamp_lite.common.fingerprints import tensors_fingerprint
-from vilamp_lite.modeling import ViLaMPForConditionalGeneration
-from vilamp_lite.processing import ViLaMPProcessor
+from vilamp_lite.modeling import ViLaMPForConditionalGeneration as Model
+from vilamp_lite.processing import ViLaMPProcessor as Processor
 from vilamp_lite.streaming.encode import frames_at_once
 from vilamp_lite.streaming.feature_store import FRAMES_PER_SHARD, STORED_TYPES, FeatureStore
 from vilamp_lite.tinyworld.questions import random_scene
@@ -41,22 +41,17 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model() -> ViLaMPForConditionalGeneration:
+def model() -> Model:
     return tiny_model()
 
 
 @pytest.fixture(scope="module")
-def processor(model: ViLaMPForConditionalGeneration) -> ViLaMPProcessor:
-    return ViLaMPProcessor.byte_level(model.config)
+def processor(model: Model) -> Processor:
+    return Processor.byte_level(model.config)
 
 
 @pytest.fixture(scope="module")
-def whole(
-    video: Path,
-    model: ViLaMPForConditionalGeneration,
-    processor: ViLaMPProcessor,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
+def whole(video: Path, model: Model, processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store that nothing interrupted."""
     folder = tmp_path_factory.mktemp("stores") / "whole"
     FeatureStore.open(folder).encode(video, model, processor)
@@ -107,7 +102,7 @@ def in_child(work: Callable[[], None]) -> int:
 )
 def test_a_float32_store_answers_as_the_file_does(changes: dict, video: Path, tmp_path: Path) -> None:
     model = tiny_model(**changes)
-    processor = ViLaMPProcessor.byte_level(model.config)
+    processor = Processor.byte_level(model.config)
     store = FeatureStore.open(tmp_path / "store")
     store.encode(video, model, processor, dtype=torch.float32)
     for query in (QUERY, "?"):
@@ -123,7 +118,7 @@ def test_a_float32_store_answers_as_the_file_does(changes: dict, video: Path, tm
 
 
 def test_the_stated_error_and_size_are_those_of_the_files(
-    video: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor, tmp_path: Path
+    video: Path, model: Model, processor: Processor, tmp_path: Path
 ) -> None:
     exact = FeatureStore.open(tmp_path / "float32")
     exact.encode(video, model, processor, dtype=torch.float32)
@@ -144,9 +139,7 @@ def test_the_stated_error_and_size_are_those_of_the_files(
         torch.testing.assert_close(found.embeds, wanted.embeds, rtol=0, atol=10 * limit + 1e-6)
 
 
-def test_a_question_needs_neither_video_nor_towers(
-    copied: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor
-) -> None:
+def test_a_question_needs_neither_video_nor_towers(copied: Path, model: Model, processor: Processor) -> None:
     """Only selection, merging and the language model: no frame passes through a vision tower."""
 
     def refuse(*_: object) -> None:
@@ -160,12 +153,12 @@ def test_a_question_needs_neither_video_nor_towers(
             hook.remove()
 
 
-def test_another_language_model_and_k_may_ask(whole: Path, video: Path, model: ViLaMPForConditionalGeneration) -> None:
+def test_another_language_model_and_k_may_ask(whole: Path, video: Path, model: Model) -> None:
     """A store holds what selector and vision tower make; the rest may be trained on."""
     other = tiny_model(seed=1, max_keyframes=2)
     for part in ("selector", "vision_tower"):
         getattr(other, part).load_state_dict(getattr(model, part).state_dict())
-    processor = ViLaMPProcessor.byte_level(other.config)
+    processor = Processor.byte_level(other.config)
     found = FeatureStore.open(whole).sequence(other, QUERY, processor)
     expected = other.encode_video(video, QUERY, processor)
     assert found.keyframes.tolist() == expected.keyframes.tolist()
@@ -173,9 +166,7 @@ def test_another_language_model_and_k_may_ask(whole: Path, video: Path, model: V
     torch.testing.assert_close(found.embeds, expected.embeds, rtol=0, atol=1e-2)
 
 
-def test_a_whole_store_is_left_alone(
-    whole: Path, video: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor
-) -> None:
+def test_a_whole_store_is_left_alone(whole: Path, video: Path, model: Model, processor: Processor) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in whole.iterdir() if path.name != ".lock"}
     FeatureStore.open(whole).encode(video, model, processor)
     assert {path.name: path.stat().st_mtime_ns for path in whole.iterdir() if path.name != ".lock"} == before
@@ -183,7 +174,7 @@ def test_a_whole_store_is_left_alone(
 
 
 def test_a_manifest_is_read_once(
-    whole: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor, monkeypatch: pytest.MonkeyPatch
+    whole: Path, model: Model, processor: Processor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, read_text = [], Path.read_text
     monkeypatch.setattr(Path, "read_text", lambda path, *options: read.append(path) or read_text(path, *options))
@@ -192,11 +183,7 @@ def test_a_manifest_is_read_once(
 
 
 def test_all_files_are_on_the_disk_before_they_have_their_names(
-    video: Path,
-    model: ViLaMPForConditionalGeneration,
-    processor: ViLaMPProcessor,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    video: Path, model: Model, processor: Processor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced, named, fsync, replace = set(), {}, os.fsync, os.replace
 
@@ -220,7 +207,7 @@ def test_weights_are_told_by_shape_as_well_and_as_in_older_stores() -> None:
 # --- Kills -----------------------------------------------------------------------------------------------------------
 
 
-class Counted(ViLaMPProcessor):
+class Counted(Processor):
     """Says over a pipe how many frames it has made pixels of."""
 
     pipe: int
@@ -232,7 +219,7 @@ class Counted(ViLaMPProcessor):
 
 
 def test_killed_at_20_random_moments(
-    whole: Path, video: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor, tmp_path: Path
+    whole: Path, video: Path, model: Model, processor: Processor, tmp_path: Path
 ) -> None:
     wanted, choose = files(whole), random.Random(0)
     killed = interrupted = 0
@@ -265,7 +252,7 @@ def test_killed_at_20_random_moments(
 
 
 def test_a_resumed_run_encodes_no_frame_twice(
-    copied: Path, whole: Path, video: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor
+    copied: Path, whole: Path, video: Path, model: Model, processor: Processor
 ) -> None:
     (gone,) = copied.glob("frames-00001-*")
     gone.unlink()
@@ -285,12 +272,7 @@ def test_a_resumed_run_encodes_no_frame_twice(
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_altered_or_missing_byte_is_found_and_mended(
-    data: st.DataObject,
-    copied: Path,
-    whole: Path,
-    video: Path,
-    model: ViLaMPForConditionalGeneration,
-    processor: ViLaMPProcessor,
+    data: st.DataObject, copied: Path, whole: Path, video: Path, model: Model, processor: Processor
 ) -> None:
     path = copied / data.draw(st.sampled_from(sorted(shards(whole))), "shard")
     content = (whole / path.name).read_bytes()
@@ -307,7 +289,7 @@ def test_any_altered_or_missing_byte_is_found_and_mended(
 
 
 def test_shards_of_another_place_are_found(
-    copied: Path, whole: Path, video: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor
+    copied: Path, whole: Path, video: Path, model: Model, processor: Processor
 ) -> None:
     """A checksum holds the number and the manifest: swapped shards, or those of another store, don't pass."""
     first, second = sorted(copied.glob("patches-*"))[:2]
@@ -321,7 +303,7 @@ def test_shards_of_another_place_are_found(
         FeatureStore.open(copied).sequence(model, QUERY, processor)
 
 
-def test_missing_shards(copied: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor) -> None:
+def test_missing_shards(copied: Path, model: Model, processor: Processor) -> None:
     next(copied.glob("patches-00002-*")).unlink()
     store = FeatureStore.open(copied)
     for look in (store.summary, lambda: store.ask(model, QUERY, processor)):
@@ -339,11 +321,9 @@ def test_a_damaged_manifest(content: str, copied: Path) -> None:
 # --- Refusals --------------------------------------------------------------------------------------------------------
 
 
-def test_another_model_is_refused(
-    whole: Path, video: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor
-) -> None:
+def test_another_model_is_refused(whole: Path, video: Path, model: Model, processor: Processor) -> None:
     store = FeatureStore.open(whole)
-    pixels = ViLaMPProcessor.byte_level(model.config)
+    pixels = Processor.byte_level(model.config)
     pixels.image_processor.image_mean = [0.4] * 3
     for difference, other, others in [
         ("weights float32", tiny_model(seed=1), processor),
@@ -358,7 +338,7 @@ def test_another_model_is_refused(
 
 
 def test_another_video_or_sampling_is_refused(
-    whole: Path, video: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor, tmp_path: Path
+    whole: Path, video: Path, model: Model, processor: Processor, tmp_path: Path
 ) -> None:
     before = files(whole)
     other = write_video(tmp_path / "other.mp4", FRAMES, rate=1, gop=5)
@@ -374,9 +354,7 @@ def test_another_video_or_sampling_is_refused(
     assert files(whole) == before
 
 
-def test_what_open_and_encode_refuse(
-    video: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor, tmp_path: Path
-) -> None:
+def test_what_open_and_encode_refuse(video: Path, model: Model, processor: Processor, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a folder"):
         FeatureStore.open(video)
     with pytest.raises(ValueError, match="holds other files"):
@@ -395,7 +373,7 @@ def test_a_type_that_is_too_small(video: Path, tmp_path: Path) -> None:
     model = tiny_model()
     with torch.no_grad():
         model.vision_tower.embeddings.patch_embedding.weight.mul_(1e8)
-    processor = ViLaMPProcessor.byte_level(model.config)
+    processor = Processor.byte_level(model.config)
     with pytest.raises(ValueError, match=r"float16 can't hold patches of up to .*: store them as bfloat16"):
         FeatureStore.open(tmp_path / "half").encode(video, model, processor)
     FeatureStore.open(tmp_path / "brain").encode(video, model, processor, dtype=torch.bfloat16)
@@ -407,7 +385,7 @@ def test_a_model_that_gives_nan_is_not_stored(part: str, name: str, video: Path,
     with torch.no_grad():
         model.get_submodule(part).embeddings.patch_embedding.weight.fill_(math.nan)
     with pytest.raises(ValueError, match=f"{name} holds NaN or infinity"):
-        FeatureStore.open(tmp_path / "store").encode(video, model, ViLaMPProcessor.byte_level(model.config))
+        FeatureStore.open(tmp_path / "store").encode(video, model, Processor.byte_level(model.config))
     assert not list((tmp_path / "store").glob("*.safetensors"))
 
 
@@ -415,11 +393,11 @@ def test_a_model_that_gives_nan_is_not_stored(part: str, name: str, video: Path,
 
 
 def test_a_second_writer_is_refused(
-    whole: Path, video: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor, tmp_path: Path
+    whole: Path, video: Path, model: Model, processor: Processor, tmp_path: Path
 ) -> None:
     started, says = os.pipe()
 
-    class Waiting(ViLaMPProcessor):
+    class Waiting(Processor):
         def vision_pixels(self, frames: np.ndarray) -> torch.Tensor:
             if len(frames) > 1:
                 os.write(says, b"!")
@@ -438,9 +416,7 @@ def test_a_second_writer_is_refused(
     assert files(store.folder) == files(whole)
 
 
-def test_a_full_disk(
-    whole: Path, video: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor, copied: Path
-) -> None:
+def test_a_full_disk(whole: Path, video: Path, model: Model, processor: Processor, copied: Path) -> None:
     """A limit on the size of files stops a shard halfway, as a full disk does."""
     for lost in [*copied.glob("*-00001-*"), *copied.glob("*-00002-*")]:
         lost.unlink()

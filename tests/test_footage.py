@@ -15,17 +15,17 @@ from vilamp_lite.evaluation import footage as footage_module
 from vilamp_lite.evaluation.footage import Case, Splice, evaluate_cases, load_cases
 from vilamp_lite.evaluation.scoring import wilson_interval
 from vilamp_lite.generation import Answer
-from vilamp_lite.modeling import ViLaMPForConditionalGeneration
-from vilamp_lite.processing import ViLaMPProcessor
+from vilamp_lite.modeling import ViLaMPForConditionalGeneration as Model
+from vilamp_lite.processing import ViLaMPProcessor as Processor
 
 
 @pytest.fixture(scope="module")
-def model(miniature: Path) -> ViLaMPForConditionalGeneration:
+def model(miniature: Path) -> Model:
     return load_checkpoint(miniature)
 
 
 @pytest.fixture(scope="module")
-def processor(miniature: Path, model: ViLaMPForConditionalGeneration) -> ViLaMPProcessor:
+def processor(miniature: Path, model: Model) -> Processor:
     return load_processor(miniature, model.config)
 
 
@@ -67,9 +67,7 @@ def test_a_splices_frames_one_by_one(footage: Path) -> None:
 
 
 @pytest.mark.parametrize("depth", [0, 0.5])
-def test_a_splice_is_encoded_like_its_frames(
-    depth: float, footage: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor
-) -> None:
+def test_a_splice_is_encoded_like_its_frames(depth: float, footage: Path, model: Model, processor: Processor) -> None:
     splice = Splice.of(make_case(footage, depth=depth), fps=1)
     pixels = torch.cat([processor.vision_pixels(batch.frames) for batch in splice.batches(8)])
     ahead = []
@@ -129,9 +127,7 @@ def test_cases_are_answered_and_kept(miniature: Path, footage: Path, monkeypatch
     (footage / "hay.mp4").write_bytes(content)
 
 
-def test_a_real_answer_to_a_case(
-    miniature: Path, footage: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor
-) -> None:
+def test_a_real_answer_to_a_case(miniature: Path, footage: Path, model: Model, processor: Processor) -> None:
     case = make_case(footage)
     (prediction,) = evaluate_cases(miniature, [case])["predictions"]
     sequence = model.encode_video(Splice.of(case, 1), case.question, processor)

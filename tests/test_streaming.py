@@ -23,8 +23,8 @@ from vilamp_lite.costs.room import preflight
 from vilamp_lite.costs.vilamp import all_at_once_memory
 from vilamp_lite.evaluation.report import results_table
 from vilamp_lite.evaluation.results import result_of, shortened
-from vilamp_lite.modeling import ViLaMPForConditionalGeneration
-from vilamp_lite.processing import ViLaMPProcessor
+from vilamp_lite.modeling import ViLaMPForConditionalGeneration as Model
+from vilamp_lite.processing import ViLaMPProcessor as Processor
 from vilamp_lite.streaming.encode import frames_at_once
 from vilamp_lite.streaming.feature_store import FRAMES_PER_SHARD, FeatureStore
 from vilamp_lite.streaming.measured import ANSWER_STAGES, STORE_STAGES, VIDEO_STAGES, Stopwatch, measured_answer
@@ -43,13 +43,13 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model() -> ViLaMPForConditionalGeneration:
+def model() -> Model:
     return tiny_model()
 
 
 @pytest.fixture(scope="module")
-def processor(model: ViLaMPForConditionalGeneration) -> ViLaMPProcessor:
-    return ViLaMPProcessor.byte_level(model.config)
+def processor(model: Model) -> Processor:
+    return Processor.byte_level(model.config)
 
 
 # --- One run ---------------------------------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ def processor(model: ViLaMPForConditionalGeneration) -> ViLaMPProcessor:
 )
 def test_a_measured_run_is_the_plain_one_and_the_one_in_memory(changes: dict, video: Path) -> None:
     model = tiny_model(**changes)
-    processor = ViLaMPProcessor.byte_level(model.config)
+    processor = Processor.byte_level(model.config)
     measured = measured_answer(model, processor, video, QUERY, max_new_tokens=6)
     plain = model.encode_video(video, QUERY, processor)
     assert torch.equal(measured.sequence.embeds, plain.embeds)
@@ -81,11 +81,7 @@ def test_a_measured_run_is_the_plain_one_and_the_one_in_memory(changes: dict, vi
 
 
 def test_a_file_is_opened_once_for_its_scan_and_once_for_each_pass(
-    video: Path,
-    model: ViLaMPForConditionalGeneration,
-    processor: ViLaMPProcessor,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    video: Path, model: Model, processor: Processor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, av_open = [], av.open
     monkeypatch.setattr(av, "open", lambda path, **options: opened.append(path) or av_open(path, **options))
@@ -105,15 +101,13 @@ def test_a_file_is_opened_once_for_its_scan_and_once_for_each_pass(
         FeatureStore.open(tmp_path / "other").encode(SampledVideo(video, size=(8, 8)), model, processor)
 
 
-def test_small_frames_go_through_the_towers_in_larger_batches(model: ViLaMPForConditionalGeneration) -> None:
+def test_small_frames_go_through_the_towers_in_larger_batches(model: Model) -> None:
     assert frames_at_once(miniature_config()) == 32
     assert (miniature_config().num_patches, model.config.num_patches) == (16, 25)
     assert frames_at_once(model.config) == 8
 
 
-def test_every_second_is_charged_to_a_stage(
-    video: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor
-) -> None:
+def test_every_second_is_charged_to_a_stage(video: Path, model: Model, processor: Processor) -> None:
     start = time.perf_counter()
     measured = measured_answer(model, processor, video, QUERY, max_new_tokens=6)
     elapsed = time.perf_counter() - start
@@ -170,14 +164,14 @@ def test_memory_does_not_grow_with_the_video(miniature: Path, tmp_path: Path) ->
     assert above[1500] - above[300] < 0.1 * (together[1] - together[0])
 
 
-def test_logits_that_are_not_finite_are_an_error(video: Path, processor: ViLaMPProcessor) -> None:
+def test_logits_that_are_not_finite_are_an_error(video: Path, processor: Processor) -> None:
     broken = tiny_model()
     broken.language_model.lm_head.weight.data[5] = torch.inf
     with pytest.raises(ValueError, match=r"not finite in torch\.float32: use bfloat16"):
         measured_answer(broken, processor, video, QUERY, max_new_tokens=2)
 
 
-class Interrupted(ViLaMPProcessor):
+class Interrupted(Processor):
     """Ctrl-C after some frames."""
 
     left: int
@@ -192,7 +186,7 @@ class Interrupted(ViLaMPProcessor):
 
 @pytest.mark.parametrize("left", [5, FRAMES_PER_SHARD + 9])
 def test_ctrl_c_leaves_a_store_to_go_on_with(
-    left: int, video: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor, tmp_path: Path
+    left: int, video: Path, model: Model, processor: Processor, tmp_path: Path
 ) -> None:
     stopped = Interrupted.byte_level(model.config)
     stopped.left = left
@@ -225,7 +219,7 @@ def test_ctrl_c_leaves_a_store_to_go_on_with(
 @torch.no_grad()
 def test_all_at_once_gives_the_same_tokens(changes: dict, video: Path) -> None:
     model = tiny_model(fill="none", similarity_threshold=1.0, **changes)
-    processor = ViLaMPProcessor.byte_level(model.config)
+    processor = Processor.byte_level(model.config)
     assert torch.equal(hold_all(model, processor, video, QUERY), stream(model, processor, video, QUERY))
 
 
@@ -267,9 +261,7 @@ def test_exponents_are_those_of_the_times() -> None:
     assert time_exponents(rows[:1]) == {}
 
 
-def test_the_table_says_what_was_not_run(
-    video: Path, model: ViLaMPForConditionalGeneration, processor: ViLaMPProcessor, tmp_path: Path
-) -> None:
+def test_the_table_says_what_was_not_run(video: Path, model: Model, processor: Processor, tmp_path: Path) -> None:
     table = results_table(tmp_path)
     assert {row[2] for row in table[1:]} == {"not run"}
     world = long_video(tmp_path / "videos", 40)

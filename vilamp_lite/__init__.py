@@ -16,7 +16,16 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "processing": ["ViLaMPProcessor"],
         "checkpoints": ["from_llava_onevision", "load_checkpoint", "load_processor", "load_released_checkpoint"],
         "baselines": ["MERGERS", "SELECTORS"],
-        "video": ["FrameBatch", "FrameStream", "VideoError", "VideoInfo", "frames_at", "probe", "stream_frames"],
+        "video": [
+            "FrameBatch",
+            "FrameStream",
+            "SampledVideo",
+            "VideoError",
+            "VideoInfo",
+            "frames_at",
+            "probe",
+            "stream_frames",
+        ],
         "streaming": ["FeatureStore"],
     },
 )

@@ -2,14 +2,12 @@
 
 import lazy_loader
 
+_NAMES = {
+    "ahead": "ClosableIterator made_ahead mapped_ahead",
+    "source": "Backend FrameBatch FrameSource FrameStream SampledVideo frames_at probe sampled stream_frames",
+    "timeline": "VideoError VideoInfo",
+}
+
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        module: names.split()
-        for module, names in {
-            "ahead": "ClosableIterator made_ahead mapped_ahead",
-            "source": "Backend FrameBatch FrameSource FrameStream SampledVideo frames_at probe sampled stream_frames",
-            "timeline": "VideoError VideoInfo",
-        }.items()
-    },
+    __name__, submod_attrs={module: names.split() for module, names in _NAMES.items()}
 )
