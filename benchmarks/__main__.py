@@ -12,7 +12,7 @@ INTRODUCTION = """# Benchmarks
 Made by `make bench` from `results/*.json`; don't edit. Each method runs in a process of its own: once to warm up, once
 for memory, five times for time (the median is shown), in turns with the other methods. Where the title says *one run*,
 each method runs once for both. *Extra memory* is the peak above what was resident with the inputs loaded. Ratios refer
-to the baseline in the same run.
+to the baseline in the same run. Times are wall times, unless the title says CPU time.
 """
 BENCHMARKS = {
     "keyframes": keyframes,

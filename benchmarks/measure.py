@@ -27,14 +27,18 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Measurement:
-    """Median wall time in seconds over the repeats, and peak memory beyond the inputs in bytes."""
+    """Median time in seconds over the repeats, and peak memory beyond the inputs in bytes."""
 
     seconds: float
     extra_memory: int
 
 
 def compare(
-    methods: Mapping[str, Callable[..., Callable[[], object]]], *, repeats: int = 5, **inputs: object
+    methods: Mapping[str, Callable[..., Callable[[], object]]],
+    *,
+    repeats: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+    **inputs: object,
 ) -> dict[str, Measurement]:
     """Measure several methods on the same inputs, each in a fresh process with one torch thread.
 
@@ -44,6 +48,8 @@ def compare(
     Args:
         methods: a case for each method's name; importable, since other processes run it.
         repeats: timed runs of each method.
+        clock: seconds of wall time, or `time.process_time` for those that the processor worked: other programs on the
+            machine then change less.
         inputs: keyword arguments of every case.
     """
     # "spawn": a forked child would inherit this process's memory and threads.
@@ -51,7 +57,7 @@ def compare(
     with ExitStack() as stack:
         pools = {name: stack.enter_context(ProcessPoolExecutor(1, mp_context=context)) for name in methods}
         memory = {name: pools[name].submit(_prepare, methods[name], inputs).result() for name in methods}
-        rounds = [{name: pools[name].submit(_time).result() for name in methods} for _ in range(repeats)]
+        rounds = [{name: pools[name].submit(_time, clock).result() for name in methods} for _ in range(repeats)]
     return {name: Measurement(statistics.median(times[name] for times in rounds), memory[name]) for name in methods}
 
 
@@ -99,13 +105,13 @@ def _prepare(case: Callable[..., Callable[[], object]], inputs: dict[str, object
     return peak_memory_of(_work)
 
 
-def _time() -> float:
+def _time(clock: Callable[[], float]) -> float:
     """Mean seconds of one run; work of milliseconds is run for a tenth of a second, as timeit does."""
-    runs, start = 0, time.perf_counter()
-    while runs == 0 or time.perf_counter() - start < 0.1:
+    runs, start = 0, clock()
+    while runs == 0 or clock() - start < 0.1:
         _work()
         runs += 1
-    return (time.perf_counter() - start) / runs
+    return (clock() - start) / runs
 
 
 def peak_memory_of(work: Callable[[], object]) -> int:

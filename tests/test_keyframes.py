@@ -352,8 +352,8 @@ def test_kmeans_with_fewer_pictures_than_clusters_and_by_seed() -> None:
 
 def test_aks_splits_only_where_scores_are_flat() -> None:
     query, flat = torch.tensor([1.0, 0.0]), torch.ones(64, 2)
-    # One frame in sixty-four stands out: it is taken alone.
-    peak = torch.eye(2)[[1] * 20 + [0] + [1] * 43]
+    # One frame in sixty-four stands out, by little but more than any other: it is taken alone.
+    peak = torch.tensor([[0.6, 0.8], [0.8, 0.6]])[[0] * 20 + [1] + [0] * 43]
     assert aks_keyframes(peak, query, max_keyframes=1).order.tolist() == [20]
     # One of four: its score is 0.75 above the mean, which must be more than the contrast. The later half gets odd ones.
     for contrast, frame in ((0.74, 0), (0.75, 2)):
