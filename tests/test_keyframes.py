@@ -342,6 +342,7 @@ def test_mmr_against_its_definition(scenes: tuple[torch.Tensor, torch.Tensor]) -
         assert mmr_keyframes(frames, query, max_keyframes=12, trade_off=trade_off).order.tolist() == order
 
 
+@pytest.mark.filterwarnings("error")  # scikit-learn warns of more clusters than points
 def test_kmeans_with_fewer_pictures_than_clusters_and_by_seed() -> None:
     chosen = kmeans_keyframes(torch.eye(3).repeat(5, 1), torch.tensor([3.0, 2.0, 1.0]), max_keyframes=8)
     assert chosen.order.tolist() == [0, 1, 2]
