@@ -23,7 +23,6 @@ DRAWN: dict[str, Callable[[Study], Figure]] = {
     "attention": lambda study: plots.attention_figure(study, study["parameters"]["frames"][-1]),
 }
 
-
 # Two trainings each, by the panel's title; together they are "trainings.png".
 TRAININGS = {
     "reference frame": "released_reference",

@@ -86,29 +86,21 @@ class Recording:
 
 
 _DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
-
-
 _AT_2048 = Exam((2048,), _DEPTHS, questions=40)  # 200 of each family
-
-
 # Short haystacks from fewer scenes: otherwise encoding them would cost most of the time.
 _SWEEP = Exam((1024,), _DEPTHS, questions=20, pool=400)
-
 
 _TRAINED_OTHERWISE = (
     *("released_reference", "no_keyframe_block", "no_attention_scaling"),
     *("no_position_interpolation", "no_grounding"),
 )
 
-
 _SEEDS = ("full-seed1", "full-seed2")
-
 
 _VARIANTS = (
     *(FULL, ("uniform", "dfm"), ("top_k", "dfm"), ("dks", "mean"), ("dks", "drop")),
     *(("top_k", "mean"), BASELINE),
 )
-
 
 RECORDED: dict[str, Recording] = {
     "niah": Recording(

@@ -23,7 +23,6 @@ from vilamp_lite.notebook.reproduce import NOTEBOOKS, RESULT, run_notebook
 KEPT = RESULTS / "notebooks"
 README, BOOK = ROOT / "README.md", ROOT / "book"
 START, END = "<!-- {}: made by `make table` -->\n", "<!-- end of {} -->\n"
-
 REPRODUCED, NOT_REPRODUCED, NOT_COMPARABLE, NOT_RUN = "reproduced", "not reproduced", "not comparable", "not run"
 
 

@@ -13,8 +13,6 @@ from vilamp_lite.cli import main
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may need a network
 os.environ["VILAMP_HEADLESS"] = "1"
-
-
 Vilamp = Callable[..., tuple[int, str, str]]
 Refusal = Callable[..., str]
 

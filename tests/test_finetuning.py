@@ -25,7 +25,6 @@ from vilamp_lite.training.finetuning import TRAINABLE, FinetuningTask, VideoQues
 from vilamp_lite.training.loop import Stage, make_accelerator
 
 os.environ["ACCELERATE_USE_CPU"] = "true"  # where numbers repeat to the bit
-
 TWO_STEPS = Stage("two steps", steps=2, batch_size=2, learning_rate=1e-3)
 OVERFIT = Stage("overfit", steps=30, batch_size=1, learning_rate=0.02)
 # What `TRAINABLE` means, written out anew.

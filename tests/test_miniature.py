@@ -33,7 +33,6 @@ from vilamp_lite.training.miniature import STUDIES, Recipe, assemble, curves, tr
 from vilamp_lite.training.mixed import VIEWS, MixedTask, PeerTask
 
 os.environ["ACCELERATE_USE_CPU"] = "true"  # where numbers repeat to the bit
-
 RANDOM, PAIRS = 450, 400  # enough that every question has needles
 COLOR_NAMES = tuple(COLORS)
 

@@ -23,7 +23,6 @@ from vilamp_lite.training import loop as training
 from vilamp_lite.training.loop import Stage, Task, make_accelerator, run_stage, smoothed
 
 os.environ["ACCELERATE_USE_CPU"] = "true"  # where numbers repeat to the bit
-
 STAGE = Stage("line", steps=12, batch_size=8, learning_rate=0.05, warmup=0.25, save_every=4)
 TARGET = torch.tensor([1.0, -2.0, 0.5, 3.0])
 STATE = "state.safetensors"

@@ -35,7 +35,6 @@ _ONEVISION_NAMES = {
     "lm_head.": "language_model.lm_head.",
 }
 
-
 # Not weights: old versions of transformers stored what follows from the configuration.
 _BUFFERS = (".rotary_emb.inv_freq", ".position_ids")
 

@@ -24,9 +24,7 @@ SIGLIP_SO400M = {
     "vision_use_head": False,
 }
 
-
 CLIP_VIT_B_32 = {"model_type": "clip", "projection_dim": 512}
-
 
 QWEN2_7B = {
     "model_type": "qwen2",
@@ -43,7 +41,6 @@ QWEN2_7B = {
     "eos_token_id": 151645,
 }
 
-
 _CHOICES = {
     "fill": ("none", "gaps"),
     "merge_relevance": ("mapped", "raw"),
@@ -53,7 +50,6 @@ _CHOICES = {
     "reference": ("preceding", "released"),
     "before_first": ("first", "self"),
 }
-
 
 _PLAIN = {
     "merge_before_projection": bool,
@@ -65,7 +61,6 @@ _PLAIN = {
     "video_token_id": int,
 }
 
-
 # What this project reads of each model.
 _NEEDED = {
     "vision_config": ("image_size", "patch_size", "hidden_size"),
@@ -73,23 +68,12 @@ _NEEDED = {
     "selector_config": ("text_config", "vision_config"),
 }
 
-
 # What transformers itself passes to a configuration; anything else that is not a field is a slip of the pen.
 _HOUSEKEEPING = {
-    "_name_or_path",
-    "name_or_path",
-    "model_type",
-    "torch_dtype",
-    "num_labels",
-    "attn_implementation",
-    "output_attentions",
-    "_commit_hash",
+    *("_name_or_path", "name_or_path", "model_type", "torch_dtype", "num_labels", "attn_implementation"),
+    *("output_attentions", "_commit_hash"),
     # These it also writes, when it trains or quantises a model.
-    "use_cache",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-    "quantization_config",
+    *("use_cache", "pad_token_id", "bos_token_id", "eos_token_id", "quantization_config"),
 }
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 TOKENS_AT_ONCE = 512  # of a prompt; their activations are all that the language model holds beside its cache
 
-
 # The arguments of `forward` that bring videos.
 _VIDEO_INPUTS = (
     "video_embeds",

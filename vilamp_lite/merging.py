@@ -28,8 +28,6 @@ from vilamp_lite.common.precision import full_precision
 
 # A cosine's denominator is held above this, so that a zero vector has cosine 0 with everything.
 _EPS = 1e-8
-
-
 # With patches of norm 100 and a temperature of 0.01, scores then differ by about 1e-3 before the softmax.
 _NEUTRAL_STD = 1e-7
 

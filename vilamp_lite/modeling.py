@@ -41,7 +41,6 @@ from vilamp_lite.released import released_reference, straight_through_gate
 from vilamp_lite.streaming.encode import KeptRows, VideoEncoding, frames_at_once
 
 _REFERENCES = {"preceding": preceding_keyframe, "released": released_reference}
-
 # Features [B, M, D] of frames and of their mapped references in; tokens [B, D] out, or [0, D] where frames are dropped.
 Merge: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -28,7 +28,6 @@ from vilamp_lite.video.source import stream_frames
 
 Video: TypeAlias = str | PathLike[str] | np.ndarray
 
-
 # Qwen's chat format, as the released code writes it. The video stands before the question.
 PROMPT = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",  # then the video
@@ -36,22 +35,15 @@ PROMPT = (
     "<|im_end|>\n<|im_start|>assistant\n",
 )
 
-
 SELECTOR_FOLDER = "selector"  # holds the selector's tokenizer and image processor
-
 
 _PIXELS = {
     "siglip": ([0.5] * 3, [0.5] * 3),
     "clip": (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
 }
 
-
 _IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
-
-
 _FRAMES_AT_ONCE = 32
-
-
 _BYTE_LEVEL_SPECIALS = ("<|endoftext|>", "<|im_end|>", "<|im_start|>")
 
 

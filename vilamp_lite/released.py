@@ -99,7 +99,6 @@ RELEASED_NAMES = {
     "lm_head.": "language_model.lm_head.",
 }
 
-
 # What the released code can be configured to and this project reproduces.
 _REPRODUCED = {
     "model_type": ("llava_qwen",),
@@ -111,7 +110,6 @@ _REPRODUCED = {
     "mm_vision_select_layer": (-2,),
     "mm_vision_select_feature": ("patch",),
 }
-
 
 # The released code sets rope_scaling to None whatever the file says, so it is not read.
 _LANGUAGE_FIELDS = {field.name for field in fields(Qwen2Config)} - {"dtype", "architectures"} | {"rope_theta"}

@@ -18,11 +18,7 @@ from vilamp_lite.common.checks import choice, positive_int
 from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
 
 CLIP_FRAMES = 4
-
-
 _PATCHES = 16  # of a miniature's frame
-
-
 _MERGED_TO = 4  # a clip keeps one patch of so many
 
 

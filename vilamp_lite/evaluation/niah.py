@@ -34,15 +34,9 @@ from vilamp_lite.tinyworld.questions import FAMILIES, Question, sample_questions
 from vilamp_lite.tinyworld.render import Scene
 
 POOL = 3000  # scenes that all haystacks are made of: 24,000 frames, encoded once
-
-
 _LONGEST_ANSWER = 6  # tokens; TinyWorld's longest answer has three words
-
-
 # TinyWorld's models are so small that a prompt is read at once, which takes two thirds of the time of chunks.
 _WHOLE = 1 << 20
-
-
 _REMEMBERED = 16_384  # frames of needles, 60 MB
 
 

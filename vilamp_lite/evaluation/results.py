@@ -25,8 +25,6 @@ if TYPE_CHECKING:  # a table is read without torch
 Row = dict[str, Any]  # of a study: JSON's types
 Study = dict[str, Any]  # study, parameters, rows, stamp
 ALL = "all"  # the family of rows that pool every family
-
-
 RESULTS = ROOT / "figures" / "results"
 EVALUATED = Path("runs") / "evaluate"
 

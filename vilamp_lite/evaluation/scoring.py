@@ -12,11 +12,7 @@ from vilamp_lite.common.checks import describe, finite_number, positive_int
 
 # Around an answer these say nothing; other signs do: "-5" is not "5", and "C++" not "C".
 _AROUND = string.whitespace + "\"'`“”‘’«»()[]{}.,;:!?*"
-
-
 _ANY = f"[{re.escape(_AROUND)}]*"
-
-
 _LETTER = re.compile(rf"{_ANY}([a-z])(?:{_ANY}|[).:]\s.*)", re.DOTALL)
 
 

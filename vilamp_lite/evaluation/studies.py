@@ -30,11 +30,7 @@ from vilamp_lite.evaluation.scoring import paired_difference_interval, paired_si
 from vilamp_lite.tinyworld.questions import FAMILIES
 
 FULL = ("dks", "dfm")
-
-
 BASELINE = ("uniform", "mean")
-
-
 Model = str | os.PathLike[str]
 
 
@@ -252,8 +248,6 @@ def make_study(name: str, model: Model, exam: Exam, rows: list[Row], **parameter
 
 
 _SCORES = ("correct", "accuracy", "low", "high")
-
-
 _PAIRED = ("difference", "difference_low", "difference_high", "p")
 
 

@@ -16,12 +16,8 @@ from vilamp_lite.tinyworld.questions import FAMILIES
 
 # Of an answer drawn at random, by family; every shape has as many.
 CHANCE = {name: 1 / len(family.options("star")) for name, family in FAMILIES.items()}
-
-
 # What figures call selectors, mergers and peers; others by their own names.
 _SHOWN = {"dks": "DKS", "top_k": "top-K", "dfm": "DFM", "qformer": "Q-Former", "full": "ViLaMP (full)"}
-
-
 _INTERVAL = ["accuracy", "low", "high"]
 
 

@@ -8,11 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 PALETTE = sns.color_palette("colorblind")
-
-
 BLUE, ORANGE, GREEN, GREY = PALETTE[0], PALETTE[1], PALETTE[2], PALETTE[7]
-
-
 PURPLE = PALETTE[4]
 
 

@@ -25,8 +25,6 @@ VIDEO_STAGES = ("probe", "decode", "resizing", "selector embedding", "selection"
 STORE_STAGES = ("encode into the store", "selection and merging")
 ANSWER_STAGES = ("prefill", "decoding")
 _SAMPLED_EVERY = 0.02  # seconds between two looks at the memory
-
-
 Row = dict[str, Any]
 
 

@@ -18,7 +18,6 @@ from vilamp_lite.tinyworld.questions import FAMILIES
 from vilamp_lite.tinyworld.render import COLORS, GRID, SHAPES, SIDE
 
 _PAD, _START, _END, _UNKNOWN = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|unknown|>"
-
 # The chat format's own words, and captions'.
 _PLAIN_WORDS = ["system", "you", "are", "a", "helpful", "assistant", ".", "user", "something", "and", "?"]
 

@@ -28,11 +28,9 @@ VIEWS = (
 
 # The harder a family is to learn, the more often it is asked.
 FAMILY_SHARES = {"attribute": 0.1, "companion": 0.15, "roll call": 0.25, "two needles": 0.2, "two companions": 0.3}
-
 # What keyframes alone can answer, likewise; a roll call is none of it.
 KEYFRAME_FAMILY_SHARES = {"attribute": 0.1, "companion": 0.2, "two needles": 0.2, "two companions": 0.5}
 FEWEST_POSITIONS = 16  # of a video; that many tokens or fewer have one each
-
 # From which share of the steps on sequences have how many tokens; a step has about the same number of tokens all along,
 # so short ones ask more questions: what is learned from them holds at length.
 LENGTHS = ((0.0, 256), (0.35, 512), (0.6, 1024), (0.8, 2048))

@@ -31,7 +31,6 @@ from vilamp_lite.video.decord import DecordFile
 from vilamp_lite.video.timeline import VideoInfo, plan_samples
 
 Backend = Literal["auto", "decord", "pyav"]
-
 _MIN_FPS, _MAX_FPS = 1e-6, 1000
 
 
