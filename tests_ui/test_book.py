@@ -16,7 +16,8 @@ from selenium.webdriver.support.wait import WebDriverWait
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "runs" / "book" / "_build" / "html"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-MODULES = sorted((ROOT / "vilamp_lite").rglob("*.py"))
+# `python -m vilamp_lite` only starts the command.
+MODULES = sorted(set((ROOT / "vilamp_lite").rglob("*.py")) - {ROOT / "vilamp_lite" / "__main__.py"})
 
 # After MathJax has set the page: its links, and those that lead to nothing; anchors, images that show nothing, formulas
 # that were not understood.
