@@ -147,7 +147,24 @@ def test_a_word_more_is_scaled_by_the_whole_length() -> None:
         torch.testing.assert_close(*both, rtol=0, atol=1e-5)
 
 
-@torch.no_grad()
+def test_gradients_are_the_same_when_layers_are_computed_again() -> None:
+    """Checkpointing runs the layers a second time in the backward pass, with the same sharpness."""
+    model, plain = pair("qwen3", 3)
+    inputs = prompts((9,)) | {"labels": prompts((9,))["input_ids"]}
+
+    def gradients(model: ViLaMPForConditionalGeneration, again: bool) -> list[torch.Tensor]:
+        model.train()
+        if again:
+            model.language_model.gradient_checkpointing_enable()
+        parameters = list(model.language_model.model.layers.parameters())
+        return list(torch.autograd.grad(model(**inputs, use_cache=False).loss, parameters))
+
+    once, twice = gradients(model, again=False), gradients(model, again=True)
+    torch.testing.assert_close(twice, once)
+    unscaled = gradients(plain, again=False)
+    assert any(not torch.allclose(own, other) for own, other in zip(once, unscaled, strict=True))
+
+
 @torch.no_grad()
 def test_the_parts_are_left_as_they_were() -> None:
     """Called by themselves, they say the same before and after the whole model reads, generates, and fails."""
@@ -167,7 +184,7 @@ def test_the_parts_are_left_as_they_were() -> None:
     model(**inputs)
     model.generate(**inputs, max_new_tokens=2, prefill_chunk_size=4)
     with pytest.raises(RuntimeError):
-        model(inputs_embeds=torch.ones(1, 3, 7))
+        model(inputs_embeds=torch.ones(1, 9, 7))
     for now, then in zip(parts(), before, strict=True):
         assert torch.equal(now, then)
 

@@ -48,6 +48,8 @@ def level(file: str) -> int:
 def imported(code: ast.AST) -> Iterator[str]:
     """What code imports of this package, wherever it says so, except for types: "merging", "common.checks.choice"."""
     if isinstance(code, ast.If) and ast.unparse(code.test) == "TYPE_CHECKING":
+        for part in code.orelse:
+            yield from imported(part)
         return
     names = []
     if isinstance(code, ast.Import):
@@ -56,6 +58,7 @@ def imported(code: ast.AST) -> Iterator[str]:
         names = [f"{'.' * code.level}{code.module or ''}.{name.name}" for name in code.names]
     for name in names:
         assert not name.startswith("."), f"a relative import, {ast.unparse(code)}"
+        assert name != "vilamp_lite", "the whole package, which hides what is needed of it"
         if name.startswith("vilamp_lite."):
             yield name.removeprefix("vilamp_lite.")
     for part in ast.iter_child_nodes(code):
@@ -111,9 +114,16 @@ def test_no_name_of_a_room_is_a_module_of_it() -> None:
 
 
 def test_the_command_line_is_the_cli_s() -> None:
-    for file, code in FILES.items():
-        modules = {name.name for node in ast.walk(code) if isinstance(node, ast.Import) for name in node.names}
-        assert "argparse" not in modules, file
+    """And no file imports by a text, which nobody could follow."""
+    for file, code in CODE.items():
+        found = {name.name for node in ast.walk(code) if isinstance(node, ast.Import) for name in node.names}
+        found |= {node.module for node in ast.walk(code) if isinstance(node, ast.ImportFrom)}
+        assert not found & {"argparse", "importlib"}, file
+
+
+def test_rooms_only_hand_names_on() -> None:
+    for room, code in ROOMS.items():
+        assert not list(imported(code)), room
 
 
 def test_notebooks_import_from_doors() -> None:

@@ -520,7 +520,22 @@ def test_frames_that_earlier_ones_refer_to_must_be_read_ahead() -> None:
     with pytest.raises(ValueError, match="read_ahead must hold frame 3"):
         model.mix_tokens(patches.split(2), 6, torch.tensor([3]), query)
     # In one batch with it, they are not early.
-    model.mix_tokens([patches], 6, torch.tensor([3]), query)
+    whole = model.mix_tokens([patches], 6, torch.tensor([3]), query)
+    again = model.mix_tokens([patches[:0], patches[:5], patches[:0], patches[5:]], 6, [3], query, {3: patches[3]})
+    torch.testing.assert_close(again.embeds, whole.embeds)
+
+
+@torch.no_grad()
+def test_a_merge_makes_one_token_a_frame_or_none() -> None:
+    model, patches, query = tiny_model(), torch.randn(6, 25, 24), torch.randn(12)
+    for merge in (
+        lambda features, _: features.mean(dim=1).repeat(2, 1),
+        lambda features, _: features.mean(dim=1)[:2],
+        lambda features, _: features,
+        lambda features, _: features[0, 0],
+    ):
+        with pytest.raises(ValueError, match="merge must return one token for each of 5 frames, or none at all"):
+            model.mix_tokens([patches], 6, torch.tensor([0]), query, merge=merge)
 
 
 # --- Gradients -------------------------------------------------------------------------------------------------------

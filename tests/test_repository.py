@@ -79,7 +79,9 @@ def test_make_sets_up_what_ci_runs() -> None:
 
 
 def test_make_help_lists_every_target() -> None:
-    help_text = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    help_text = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     (targets,) = re.findall(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert [line.split()[1] for line in help_text.splitlines()] == targets.split()
     installing = (ROOT / "book" / "installing.md").read_text()
@@ -162,8 +164,8 @@ def test_no_other_address_of_this_repository_occurs() -> None:
     address = re.compile(rf"{hosts}[/:]([\w.-]+/[\w.-]+?)(?:\.git)?(?![\w.-])")
     known = {"scikit-image/scikit-image", make_links.repository()}
     makers = {ROOT / "book" / "make_links.py", Path(__file__)}
-    made = {".git", ".venv", "runs"}
-    files = [path for path in ROOT.rglob("*") if path.is_file() and path.relative_to(ROOT).parts[0] not in made]
+    made = {".git", ".venv", "runs", "__pycache__"}
+    files = [path for path in ROOT.rglob("*") if path.is_file() and not made & set(path.relative_to(ROOT).parts)]
     for path in set(files) - makers:
         found = set(address.findall(path.read_bytes().decode(errors="ignore")))
         assert found <= known, f"{path} names {found - known}"

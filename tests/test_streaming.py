@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -30,7 +31,7 @@ from vilamp_lite.streaming.feature_store import FRAMES_PER_SHARD, FeatureStore
 from vilamp_lite.streaming.measured import ANSWER_STAGES, STORE_STAGES, VIDEO_STAGES, Stopwatch, measured_answer
 from vilamp_lite.tinyworld.long_videos import long_video
 from vilamp_lite.tinyworld.miniature import miniature_config
-from vilamp_lite.video.source import SampledVideo, stream_frames
+from vilamp_lite.video.source import FrameBatch, SampledVideo, stream_frames
 
 QUERY = "Where is the cat?"
 FRAMES = 45
@@ -99,6 +100,30 @@ def test_a_file_is_opened_once_for_its_scan_and_once_for_each_pass(
             encode(sampled, *arguments, max_frames=3)
     with pytest.raises(ValueError, match="a store is of a video file, with its frames as they are stored there"):
         FeatureStore.open(tmp_path / "other").encode(SampledVideo(video, size=(8, 8)), model, processor)
+
+
+class Lists:
+    """Somebody's own source of frames, which says how many there are, rightly or not."""
+
+    def __init__(self, frames: int, said: int) -> None:
+        self.num_frames = said
+        self.frames = np.random.default_rng(0).integers(256, size=(frames, 8, 8, 3), dtype=np.uint8)
+
+    def batches(self, batch_size: int) -> Iterator[FrameBatch]:
+        numbers = np.arange(len(self.frames))
+        parts = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
+        return iter([FrameBatch(self.frames[part], part, part.astype(float)) for part in parts])
+
+    def at(self, samples: Sequence[int]) -> np.ndarray:
+        return self.frames[list(samples)]
+
+
+def test_a_source_gives_the_frames_that_it_promises(model: Model, processor: Processor) -> None:
+    sequence = model.encode_video(Lists(20, said=20), QUERY, processor)
+    assert sequence.frame_of_token.max() == 19
+    for frames, got in ((12, "12"), (30, "more")):
+        with pytest.raises(ValueError, match=f"must give its 20 frames in every pass, got {got}"):
+            model.encode_video(Lists(frames, said=20), QUERY, processor)
 
 
 def test_small_frames_go_through_the_towers_in_larger_batches(model: Model) -> None:

@@ -4,8 +4,7 @@ Each has a switch in `ViLaMPConfig` and a study with and without it.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -29,36 +28,49 @@ class KeyframeBlock(nn.TransformerEncoderLayer):
         )
 
 
-def scaled_modules(language_model: nn.Module) -> list[nn.Module]:
-    """The language model's attention modules, those that scale their logits."""
-    return [module for module in language_model.modules() if isinstance(getattr(module, "scaling", None), float)]
+def let_attention_sharpen(language_model: nn.Module) -> bool:
+    """Let calls of a language model take `attention_factor`, which multiplies the logits of its attention.
+
+    The factor travels with the call's arguments, so that gradient checkpointing finds it when it computes a layer
+    again; between calls the modules are as they were.
+
+    Returns:
+        Whether there is attention whose logits are scaled by a number.
+    """
+    found = [module for module in language_model.modules() if isinstance(getattr(module, "scaling", None), float)]
+    for module in found:
+        module.register_forward_pre_hook(_sharpen, with_kwargs=True)
+        module.register_forward_hook(_as_before, always_call=True)
+    return bool(found)
 
 
-@contextmanager
-def sharper_attention(language_model: nn.Module, length: int, base: int | None) -> Iterator[None]:
-    """Multiply attention logits by log L / log base while a sequence is read (`attention_log_base`).
+def _sharpen(
+    module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    factor = named.pop("attention_factor", None)
+    if factor is not None:
+        module.plain_scaling = module.scaling
+        module.scaling *= factor
+    return inputs, named
 
-    A softmax over more tokens is flatter; this keeps a model that was trained on short videos sharp on long ones. The
-    language model is as before when the block ends.
+
+def _as_before(module: nn.Module, *_: object) -> None:
+    if hasattr(module, "plain_scaling"):
+        module.scaling = module.plain_scaling
+        del module.plain_scaling
+
+
+def attention_factor(config: ViLaMPConfig, length: int) -> dict[str, float]:
+    """The argument that sharpens attention over L tokens: log L / log base (`attention_log_base`); none without a base.
+
+    A softmax over more tokens is flatter; this keeps a model that was trained on short videos sharp on long ones.
 
     Args:
-        language_model: whose attention is scaled.
+        config: of the model.
         length: L, the tokens that the last one attends to; in a padded batch the longest row decides for all.
-        base: None changes nothing.
     """
-    if base is None:
-        yield
-        return
-    modules = scaled_modules(language_model)
-    before = [module.scaling for module in modules]
-    factor = math.log(max(length, 2)) / math.log(base)
-    try:
-        for module, scaling in zip(modules, before, strict=True):
-            module.scaling = scaling * factor
-        yield
-    finally:
-        for module, scaling in zip(modules, before, strict=True):
-            module.scaling = scaling
+    base = config.attention_log_base
+    return {} if base is None else {"attention_factor": math.log(max(length, 2)) / math.log(base)}
 
 
 def position_step(config: ViLaMPConfig, num_tokens: int) -> float:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.generation import BaseStreamer
 
-from vilamp_lite.additions import position_step, sharper_attention
+from vilamp_lite.additions import attention_factor, position_step
 from vilamp_lite.common.checks import describe, float_tensor
 from vilamp_lite.common.hub import IGNORED
 from vilamp_lite.common.progress import progress_bar
@@ -162,10 +162,8 @@ class VideoGeneration:
             mask, positions = model_kwargs.get("attention_mask"), model_kwargs["position_ids"]
             # Every chunk's attention is scaled as if all were read at once.
             starts = range(0, length - chunk, chunk)
-            with (
-                sharper_attention(self.language_model, length, self.config.attention_log_base),
-                progress_bar(chunk * len(starts), "tokens", "prefill") as bar,
-            ):
+            sharpened = attention_factor(self.config, length)
+            with progress_bar(chunk * len(starts), "tokens", "prefill") as bar:
                 for start in starts:
                     stop = start + chunk
                     self.language_model(
@@ -175,6 +173,7 @@ class VideoGeneration:
                         past_key_values=cache,
                         use_cache=True,
                         logits_to_keep=1,
+                        **sharpened,
                     )
                     bar.update(chunk)
         rest = copy(generation_config)

@@ -5,8 +5,8 @@ A keyframe keeps its M patch tokens; every other frame n becomes one token. With
     D_p(n, m) = cos(p_n^m, q) − λ · cos(p_n^m, p_k^m)       relevance minus redundancy of patch m
     w_n = softmax over m of D_p(n, ·) / α                   t_n = Σ_m w_n^m p_n^m
 
-A merger is called as (patches [B, M, D], reference [B, M, D] or [M, D], query) and returns (tokens [B, D], weights
-[B, M]): what a frame became, and how much each patch gave to it. What DFM is compared with is in `baselines/mergers.py`.
+A merger takes (patches [B, M, D], reference [B, M, D] or [M, D], query) and returns (tokens [B, D], weights [B, M]):
+what a frame became, and how much each patch gave to it. What DFM is compared with is in `baselines/mergers.py`.
 """
 
 import math

@@ -29,14 +29,14 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple
 
-from vilamp_lite.additions import KeyframeBlock, scaled_modules, sharper_attention
+from vilamp_lite.additions import KeyframeBlock, attention_factor, let_attention_sharpen
 from vilamp_lite.common.checks import describe
 from vilamp_lite.common.hub import IGNORED
 from vilamp_lite.common.precision import full_precision
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.generation import LanguageGenerationConfig, VideoGeneration
 from vilamp_lite.keyframes import KeyframeSelection, select_keyframes
-from vilamp_lite.merging import DifferentialMerger, pool_patches, preceding_keyframe
+from vilamp_lite.merging import DifferentialMerger, frame_numbers, pool_patches, preceding_keyframe
 from vilamp_lite.released import released_reference, straight_through_gate
 from vilamp_lite.streaming.encode import KeptRows, VideoEncoding, frames_at_once
 
@@ -173,7 +173,7 @@ class ViLaMPForConditionalGeneration(VideoEncoding, VideoGeneration, ViLaMPPreTr
         hidden = config.text_config.hidden_size
         self.video_newline = nn.Parameter(torch.randn(hidden) * hidden**-0.5) if config.video_newline else None
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        if config.attention_log_base and not scaled_modules(self.language_model):
+        if config.attention_log_base and not let_attention_sharpen(self.language_model):
             raise ValueError(f"attention_log_base can't be used with a {config.text_config.model_type}")
         if config.video_positions and getattr(config.text_config, "rope_parameters", None) is None:
             raise ValueError(
@@ -291,6 +291,7 @@ class ViLaMPForConditionalGeneration(VideoEncoding, VideoGeneration, ViLaMPPreTr
         Raises:
             ValueError: the batches hold more or fewer than N frames, or `read_ahead` lacks a frame.
         """
+        keyframes = frame_numbers("keyframes", keyframes, num_frames)
         compared_with = self.reference_frames(num_frames, keyframes).tolist()
         is_keyframe = torch.zeros(num_frames, dtype=torch.bool).index_fill_(0, keyframes, True)
         last_use = {compared_with[frame]: frame for frame in (~is_keyframe).nonzero()[:, 0].tolist()}
@@ -301,7 +302,7 @@ class ViLaMPForConditionalGeneration(VideoEncoding, VideoGeneration, ViLaMPPreTr
         tokens = KeptRows(int(torch.where(is_keyframe, self.config.tokens_per_keyframe, 1).sum()))
         frame_of_token = []
         stop = 0
-        for patches in patch_batches:
+        for patches in filter(len, patch_batches):
             start, stop = stop, stop + len(patches)
             if stop > num_frames:
                 break
@@ -316,13 +317,15 @@ class ViLaMPForConditionalGeneration(VideoEncoding, VideoGeneration, ViLaMPPreTr
                 except KeyError as frame:
                     raise ValueError(f"read_ahead must hold frame {frame}, which earlier frames refer to") from None
                 merged = merge(features[others], reference)
-                others = others[: len(merged)]  # none are left where frames are dropped
+                if merged.ndim != 2 or len(merged) not in (0, len(others)):
+                    raise ValueError(f"merge must return one token for each of {len(others)} frames, or none at all")
+                others = others[: len(merged)]
                 kept.append(self.merged_connector(merged) if self.config.merge_before_projection else merged)
             frames = torch.cat([keys.repeat_interleave(self.config.tokens_per_keyframe), others])
             order = frames.argsort(stable=True)
             tokens.add(torch.cat(kept)[order])
             frame_of_token.append(start + frames[order])
-            references = {frame: kept for frame, kept in references.items() if last_use.get(frame, -1) >= stop}
+            references = {frame: mapped for frame, mapped in references.items() if last_use.get(frame, -1) >= stop}
         if stop != num_frames:
             raise ValueError(
                 f"patch_batches must hold {num_frames} frames, got {'more' if stop > num_frames else stop}"
@@ -467,18 +470,17 @@ class ViLaMPForConditionalGeneration(VideoEncoding, VideoGeneration, ViLaMPPreTr
             if not len(supervised):
                 raise ValueError("labels supervise no token: all are -100, or only the first is not")
         needed = torch.cat([kept, supervised]).unique()
-        base = self.config.attention_log_base
-        read = past_key_values.get_seq_length() if base and past_key_values is not None else 0
-        with sharper_attention(self.language_model, read + length, base):
-            output = self.language_model(
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                logits_to_keep=needed.to(inputs_embeds.device),
-                **options,
-            )
+        read = past_key_values.get_seq_length() if self.config.attention_log_base and past_key_values is not None else 0
+        output = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            logits_to_keep=needed.to(inputs_embeds.device),
+            **attention_factor(self.config, read + length),
+            **options,
+        )
         loss = None
         if labels is not None:
             predicted = output.logits[:, torch.searchsorted(needed, supervised)].flatten(0, 1).float()

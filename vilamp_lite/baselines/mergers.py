@@ -120,7 +120,7 @@ def _dfm(model: ViLaMPForConditionalGeneration, query: torch.Tensor, _: QFormerM
 
 
 def _mean(*_: object) -> Merge:
-    return lambda features, _: features.mean(dim=1)
+    return lambda features, _: features.mean(dim=1)  # `mean_merge` without its checks
 
 
 def _max(model: ViLaMPForConditionalGeneration, query: torch.Tensor, _: QFormerMerger | None) -> Merge:

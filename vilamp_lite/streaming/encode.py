@@ -1,7 +1,7 @@
 """A video through the model's two passes, in bounded memory."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -80,16 +80,21 @@ def prepared(
 
     Args:
         batches: one pass over a source; closed at the end.
-        num_frames: in all of them.
+        num_frames: in all of them; more or fewer are an error.
         doing: what is being done.
         prepare: makes something of uint8 [B, H, W, 3].
     """
 
     def made() -> Iterator[tuple[FrameBatch, Prepared]]:
-        with closing(batches):
+        count = 0
+        with closing(batches) if hasattr(batches, "close") else nullcontext():
             while True:
                 with stage("decode"):
                     batch = next(batches, None)
+                count += 0 if batch is None else len(batch.frames)
+                if count > num_frames or (batch is None and count < num_frames):
+                    more = "more" if count > num_frames else count
+                    raise ValueError(f"the source must give its {num_frames} frames in every pass, got {more}")
                 if batch is None:
                     return
                 with stage("resizing"):
