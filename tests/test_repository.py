@@ -115,8 +115,8 @@ def test_the_readmes_three_numbers_are_measured_ones() -> None:
     for row in (
         f"{kept * frames:,} | **{tokens:,}**",
         f"{memory['gb_released_code']:.0f} GB, all frames at once (calculated) | **{memory['gb_measured']:.1f} GB**",
-        f"chance is {100 * needles['chance']:.1f} % | {100 * needles['uniform_mean_longest']:.1f} %, uniform keyframes and mean pooling | "
-        f"**{100 * needles['full_longest']:.1f} %**",
+        f"(chance {100 * needles['chance']:.1f} %) | {100 * needles['uniform_mean_longest']:.1f} %, uniform keyframes "
+        f"and mean pooling | **{100 * needles['full_longest']:.1f} %**",
     ):
         assert row in README
 
