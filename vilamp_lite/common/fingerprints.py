@@ -72,12 +72,26 @@ def code_fingerprint(package: Path = PACKAGE) -> str:
 
 
 def _code(file: Path) -> str:
-    """What Python makes of a file, without its docstrings."""
+    """What Python makes of a file, without its docstrings, and the same text by every version of Python."""
     tree = ast.parse(file.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body.pop(0)
-    return ast.dump(tree)
+    return _written(tree)
+
+
+def _written(part: object) -> str:
+    """A syntax tree as text.
+
+    Neither `ast.dump` nor tokens are the same everywhere: Python 3.12 gives functions a field more and splits f-strings
+    into tokens, 3.13 leaves out empty fields. Here every empty field is left out.
+    """
+    if isinstance(part, list):
+        return f"[{' '.join(map(_written, part))}]"
+    if not isinstance(part, ast.AST):
+        return repr(part)
+    fields = (f"{name}={_written(value)}" for name, value in ast.iter_fields(part) if value is not None and value != [])
+    return f"{type(part).__name__}({' '.join(fields)})"
 
 
 # The id of a notebook's cell that installs the package on Colab: it names an address, and no result follows from it.
