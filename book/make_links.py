@@ -26,7 +26,7 @@ def checked(repo: str) -> str:
     Raises:
         ValueError: it is not of the form owner/name.
     """
-    if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,38})/(?!\.{1,2}$)[A-Za-z0-9._-]{1,100}", repo):
+    if not re.fullmatch(r"(?!-)[A-Za-z0-9-]{1,39}(?<!-)/(?!\.{1,2}$)[A-Za-z0-9._-]{1,100}(?<!\.git)", repo):
         raise ValueError(f"REPO must be owner/name of a repository on GitHub, got {repo!r}")
     return repo
 

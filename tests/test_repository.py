@@ -124,10 +124,22 @@ def test_the_readmes_three_numbers_are_measured_ones() -> None:
 def test_links_point_at_files() -> None:
     folders = ("data", "benchmarks", "book", "notebooks/assignments")
     for page in [*ROOT.glob("*.md"), *(page for folder in folders for page in (ROOT / folder).glob("*.md"))]:
-        for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
-            if "://" not in target:
-                # In the book a link to a folder leads nowhere.
-                assert (page.parent / target).is_file(), f"{page.name} links to {target}"
+        for target in linked_files(page.read_text()):
+            # In the book a link to a folder leads nowhere.
+            assert (page.parent / target).is_file(), f"{page.name} links to {target}"
+
+
+def linked_files(text: str) -> list[str]:
+    """What a page links to in the repository, without titles and places in a page."""
+    links = re.findall(r"\]\(\s*<?([^)\s>]+)|\bhref=[\"']?([^\"'>\s]+)", text)
+    targets = [(markdown or html).partition("#")[0] for markdown, html in links]
+    return [target for target in targets if target and not re.match(r"[a-z]+:", target)]
+
+
+def test_links_of_every_form_are_looked_at() -> None:
+    text = """[a](one.md) [b](two.md#there) [c](three.md "title") [d](<four.md>) <a href="five.md#there"> [e](#here)
+    [f](https://example.org/x.md) <a href='six.md'> [g](mailto:a@b.c)"""
+    assert linked_files(text) == [f"{n}.md" for n in ("one", "two", "three", "four", "five", "six")]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -160,15 +172,39 @@ def test_every_page_has_the_address_that_pyproject_names() -> None:
 
 
 def test_no_other_address_of_this_repository_occurs() -> None:
-    hosts = r"(?:github\.com|mybinder\.org/v2/gh|colab\.research\.google\.com/github|nbviewer\.org/github)"
-    address = re.compile(rf"{hosts}[/:]([\w.-]+/[\w.-]+?)(?:\.git)?(?![\w.-])")
-    known = {"scikit-image/scikit-image", make_links.repository()}
     makers = {ROOT / "book" / "make_links.py", Path(__file__)}
     made = {".git", ".venv", "runs", "__pycache__"}
     files = [path for path in ROOT.rglob("*") if path.is_file() and not made & set(path.relative_to(ROOT).parts)]
     for path in set(files) - makers:
-        found = set(address.findall(path.read_bytes().decode(errors="ignore")))
-        assert found <= known, f"{path} names {found - known}"
+        found = other_addresses(path.read_bytes().decode(errors="ignore"))
+        assert not found, f"{path} names {found}"
+
+
+HOSTS = r"(?:github\.com|mybinder\.org/v2/gh|colab\.research\.google\.com/github|nbviewer\.org/github)"
+REPOSITORY = re.compile(rf"{HOSTS}[/:]([\w.-]+/[\w.-]+?)(?:\.git)?(?![\w.-])")
+HOME = re.compile(r"[\w.-]+\.[a-z]{2,}[/:](?:[\w.~-]+/)*vilamp-lite(?![\w-])")  # at any host
+
+
+def other_addresses(text: str) -> set[str]:
+    """Repositories that a text names on GitHub and where its notebooks open, and homes of this one anywhere."""
+    own = make_links.repository()
+    homes = HOME.findall(text) if "vilamp-lite" in text else []
+    others = {home for home in homes if own is None or own not in home}
+    return others | set(REPOSITORY.findall(text)) - {"scikit-image/scikit-image", own}
+
+
+ADDRESSES = """\
+github.com/someone/x
+https://raw.githubusercontent.com/someone/vilamp-lite/main/README.md
+someone.github.io/vilamp-lite
+https://gitlab.com/someone/vilamp-lite
+git@gitlab.com:someone/vilamp-lite.git"""
+
+
+@pytest.mark.parametrize("address", ADDRESSES.split())
+def test_another_address_is_found_at_any_host(address: str) -> None:
+    assert other_addresses(f"See {address}.")
+    assert not other_addresses("cd /content/vilamp-lite; pip install vilamp-lite; see vilamp_lite/clip.py")
 
 
 @pytest.fixture
@@ -220,7 +256,23 @@ def test_links_are_written_everywhere_and_replaced(copy: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
-    "repo", ["", "x", "a/b/c", "a b/c", "a/b c", "/b", "a/", "a/..", "-a/b", "a/b\n", "a/b)`", "https://a/b"]
+    "repo",
+    [
+        "",
+        "x",
+        "a/b/c",
+        "a b/c",
+        "a/b c",
+        "/b",
+        "a/",
+        "a/..",
+        "-a/b",
+        "a-/b",
+        "a/b.git",
+        "a/b\n",
+        "a/b)`",
+        "https://a/b",
+    ],
 )
 def test_a_malformed_address_changes_nothing(repo: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(copy)
