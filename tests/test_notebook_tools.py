@@ -116,8 +116,10 @@ def test_parameters_of_every_type(tmp_path: Path) -> None:
     texts = {"n": "-3", "rate": "1e-4", "on": "true", "word": "12", "depths": "[0, 0.25]"}
     values = {"n": -3, "rate": 1e-4, "on": True, "word": "12", "depths": [0, 0.25]}
     assert parse_parameters(notebook, list(texts.items())) == values
-    for name, text in {"n": "1.5", "rate": "fast", "on": "1", "depths": "0.5"}.items():
-        with pytest.raises(ValueError, match=f"{name} must be {known[name].type.__name__}, got '{text}'"):
+    refused = [("n", "1.5", "int"), ("on", "1", "bool"), ("depths", "0.5", "list"), ("depths", "[.nan]", "list")]
+    refused += [("rate", text, "a finite number") for text in ("fast", "nan", "-inf")]
+    for name, text, kind in refused:
+        with pytest.raises(ValueError, match=re.escape(f"{name} must be {kind}, got {text!r}")):
             parse_parameters(notebook, [(name, text)])
     with pytest.raises(ValueError, match="twice"):
         parse_parameters(notebook, [("n", "1"), ("n", "2")])
@@ -125,6 +127,15 @@ def test_parameters_of_every_type(tmp_path: Path) -> None:
     for value in (True, "1", 1.0):
         with pytest.raises(ValueError, match="n: input should be a valid integer"):
             check_parameters(notebook, {"n": value})
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{}", "[]", "3", '"a"', '{"cells": null, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}', "[" * 9999],
+)
+def test_what_is_no_notebook_is_named(content: str, tmp_path: Path, refusal: Refusal) -> None:
+    (tmp_path / "no.ipynb").write_text(content)
+    assert "no.ipynb is not a notebook" in refusal("reproduce", tmp_path / "no.ipynb")
 
 
 def test_notebooks_are_found_by_their_number() -> None:
@@ -208,3 +219,11 @@ def test_each_notebook_has_a_line_with_its_seconds(
     for _ in reproduce.run_notebooks(files, tmp_path):
         ended.append(capsys.readouterr().err)
     assert ended == ["12 s\n", "failed after 4 s\n"]
+
+    def stopped(*_: object) -> reproduce.Run:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduce, "_run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        list(reproduce.run_notebooks(files, tmp_path))
+    assert capsys.readouterr().err == "a … \n"

@@ -1,6 +1,7 @@
 """Sweeps: right tables, cells that are never lost or doubled, refusals before anything runs."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -172,6 +173,8 @@ def test_cells_are_known_by_their_code_and_parameters(notebook: Path) -> None:
         ({"parameters": [1]}, "parameters: input should be a valid dictionary, got list [1]"),
         ({"fixed": {"a": 1}}, "a cannot be in the grid and fixed"),
         ({"fixed": {"word": 3}}, "word: input should be a valid string, got int 3"),
+        ({"parameters": {"b": [1, math.inf]}}, "grid.yaml: b must be finite numbers"),
+        ({"fixed": {"b": math.nan}}, "grid.yaml: b must be finite numbers"),
         ({"figure": {"y": "a"}}, "figure must be"),
         ({"figure": {"x": "b"}}, "figure must be"),
         ({"figure": {"x": "a", "hue": "a"}}, "figure must be"),
@@ -183,6 +186,22 @@ def test_cells_are_known_by_their_code_and_parameters(notebook: Path) -> None:
 def test_a_bad_sweep_is_refused(notebook: Path, fields: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValueError, match=re.escape(complaint)):
         load_sweep(write_sweep(notebook, **fields))
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"parameters: {a: &a [*a]}", "recursion"),
+        (b"[" * 3000, "recursion"),
+        (b"notebook: \xff", "can't decode"),
+        (b"parameters: {a: [1]}\nparameters: {a: [2]}", "parameters stands there twice"),
+        (b"fixed: {a: 2024-13-13}", "month must be in 1..12"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(content: bytes, complaint: str, tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"grid.yaml is not YAML: .*{complaint}"):
+        load_sweep(tmp_path / "grid.yaml")
 
 
 def test_an_unknown_metric_ends_the_sweep(notebook: Path, tmp_path: Path) -> None:

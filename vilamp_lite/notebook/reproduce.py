@@ -5,12 +5,14 @@
 
 import ast
 import base64
+import json
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import nbformat
 import papermill
@@ -29,6 +31,7 @@ from vilamp_lite.notebook.metrics import recorded
 NOTEBOOKS = ROOT / "notebooks"
 TIME_LIMIT = 1800.0  # seconds of one notebook; a stuck cell would otherwise wait for ever
 RESULT = "result.json"
+_MOST_SHOWN = 100  # characters of a value that is refused
 _KERNEL_START = 300  # seconds; papermill's 60 are too few on a busy machine
 _TYPES = {kind.__name__: kind for kind in (bool, int, float, str, list, dict)}
 
@@ -50,8 +53,19 @@ class Parameter:
     help: str
 
     def check(self, value: object, where: str = "") -> object:
-        """Take a value, found in a file `where`, of the parameter's type, or an integer where it is a float."""
-        return checked(self.type, value, f"{where}: {self.name}" if where else self.name)
+        """Take a value, found in a file `where`, of the parameter's type, or an integer where it is a float.
+
+        Numbers are finite, in lists and mappings too: results hold the parameters as JSON, and cells are known by it.
+        """
+        place = f"{where}: {self.name}" if where else self.name
+        taken = checked(self.type, value, place)
+        try:
+            json.dumps(taken, allow_nan=False)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"{place} must be finite numbers and words, or lists or mappings of them: {error}"
+            ) from error
+        return taken
 
     def parse(self, text: str) -> object:
         """Read a value from the command line: words and numbers as in Python, anything else as in YAML."""
@@ -60,8 +74,9 @@ class Parameter:
         try:
             # YAML would take 1e-3 for a word.
             return self.check(self.type(text) if self.type in (int, float) else yaml.safe_load(text))
-        except (ValueError, yaml.YAMLError) as error:
-            raise ValueError(f"{self.name} must be {self.type.__name__}, got {text!r}") from error
+        except (ValueError, yaml.YAMLError, RecursionError) as error:
+            kind = "a finite number" if self.type is float else self.type.__name__
+            raise ValueError(f"{self.name} must be {kind}, got {shorten(text, _MOST_SHOWN)!r}") from error
 
 
 @dataclass(frozen=True)
@@ -113,7 +128,8 @@ def parameters_of(notebook: Path) -> dict[str, Parameter]:
         raise ValueError(f"there is no notebook {notebook}")
     try:
         inspected = papermill.inspect_notebook(notebook)
-    except nbformat.reader.NotJSONError as error:
+    # Any JSON passes for a notebook there, until something is not found in it.
+    except (nbformat.ValidationError, ValueError, AttributeError, TypeError, LookupError, RecursionError) as error:
         raise ValueError(f"{notebook} is not a notebook") from error
     parameters = {}
     for name, about in inspected.items():
@@ -245,7 +261,11 @@ def run_notebooks(
     values = {notebook: check_parameters(notebook, parameters or {}) for notebook in notebooks}
     for notebook in notebooks:
         print(f"{notebook.stem} … ", end="", file=sys.stderr, flush=True)
-        run = _run(notebook, out / notebook.stem, values[notebook], parameters or {}, time_limit)
+        try:
+            run = _run(notebook, out / notebook.stem, values[notebook], parameters or {}, time_limit)
+        except BaseException:  # a full disk, or Ctrl-C: what is said of it has a line of its own
+            print(file=sys.stderr)
+            raise
         print(f"{'failed after ' if run.error else ''}{run.seconds:.0f} s", file=sys.stderr)
         yield run
 

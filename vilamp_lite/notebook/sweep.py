@@ -111,15 +111,25 @@ class _File(BaseModel, extra="forbid"):
     figure: dict[Literal["x", "y", "hue"], str] = {}
 
 
+class _EachNameOnce(yaml.SafeLoader):
+    """Refuses a name that stands twice in a mapping; of two values YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [name for n, name in enumerate(names) if name in names[:n]]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_sweep(file: Path) -> Sweep:
     """Read a sweep from a YAML file."""
     if not file.is_file():
         raise ValueError(f"there is no sweep {file}")
     try:
-        content = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
+        content = names_of_today(yaml.load(file.read_text(), _EachNameOnce))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not YAML: {error}") from error
-    fields = checked(_File, names_of_today(content), str(file), remedy=_FIELDS)
+    fields = checked(_File, content, str(file), remedy=_FIELDS)
     name = fields.notebook
     notebook = find_notebook(f"{name:02}" if isinstance(name, int) else name, file.parent)  # YAML reads 02 as a number
     known = known_parameters(notebook, [*fields.parameters, *fields.fixed])
