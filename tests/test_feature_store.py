@@ -311,7 +311,7 @@ def test_missing_shards(copied: Path, model: Model, processor: Processor) -> Non
             look()
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"num_frames": 0}', '{"num_frames": "x"}'])
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"num_frames": 0}', '{"num_frames": "x"}', '{"num_frames": 9}'])
 def test_a_damaged_manifest(content: str, copied: Path) -> None:
     (copied / "manifest.json").write_text(content)
     with pytest.raises(ValueError, match=r"manifest\.json is damaged, or no store's; delete the folder"):

@@ -167,6 +167,9 @@ def test_bad_case_files(miniature: Path, footage: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.json").write_text("[]")
     with pytest.raises(ValueError, match="list should have at least 1 item"):
         load_cases(tmp_path / "empty.json")
+    record = {"haystack": "hay.mp4", "needle": "needle.mp4", "depth": 0, "question": "?", "options": [], "answer": "a"}
+    (footage / "windows.json").write_text(json.dumps([record]), "utf-8-sig")
+    assert load_cases(footage / "windows.json")[0].answer == "a"
     with pytest.raises(ValueError, match="cases must be at least one"):
         evaluate_cases(miniature, [])
 

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -275,6 +276,9 @@ def test_numpy_input(dtype: type) -> None:
     from_numpy = select_keyframes(frames[:, ::-1], query[::-1])
     from_torch = select_keyframes(torch.from_numpy(frames), torch.from_numpy(query))
     assert from_numpy.order.tolist() == from_torch.order.tolist()
+    frames.flags.writeable = False
+    with warnings.catch_warnings(action="error"):  # PyTorch has one about arrays that can't be written to
+        assert select_keyframes(frames, query).order.tolist() == from_torch.order.tolist()
 
 
 def test_several_queries_share_the_frames() -> None:

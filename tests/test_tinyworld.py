@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 
+from vilamp_lite import tinyworld
 from vilamp_lite.tinyworld.haystack import hide, save
 from vilamp_lite.tinyworld.questions import FAMILIES, random_scene, sample_questions, scene_seed
 from vilamp_lite.tinyworld.render import (
@@ -24,6 +25,11 @@ from vilamp_lite.tinyworld.render import (
 from vilamp_lite.video.source import stream_frames
 
 CHANCE = {"attribute": 1 / 8, "companion": 1 / 9, "roll call": 1 / 8, "two needles": 1 / 28, "two companions": 1 / 36}
+
+
+def test_the_room_lists_all_that_it_has() -> None:
+    assert sorted(dir(tinyworld)) == sorted(tinyworld.__all__)
+
 
 # --- Pictures --------------------------------------------------------------------------------------------------------
 

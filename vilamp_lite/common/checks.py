@@ -27,7 +27,7 @@ def float_tensor(name: str, value: ArrayLike, *ranks: int) -> "torch.Tensor":
     import torch
 
     if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating):
-        value = torch.from_numpy(np.ascontiguousarray(value))
+        value = torch.from_numpy(np.require(value, requirements="CW"))  # a copy of what can't be written to
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         raise ValueError(f"{name} must be a floating-point tensor or NumPy array, got {describe(value)}")
     if value.ndim not in ranks:

@@ -24,6 +24,7 @@ from vilamp_lite.evaluation.scoring import answers_match, option_matches, requir
 from vilamp_lite.generation import answer
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
+from vilamp_lite.video.ahead import ClosableIterator
 from vilamp_lite.video.source import FrameBatch, SampledVideo
 
 _LONGEST_ANSWER = 32  # tokens
@@ -84,7 +85,7 @@ def load_cases(path: str | os.PathLike[str]) -> list[Case]:
     """
     path = Path(path)
     try:
-        text = path.read_text()
+        text = path.read_text("utf-8-sig")  # editors on Windows begin a file with a mark of its encoding
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"can't read {path} as a list of cases: {error}") from error
     cases = Annotated[list[Case], Field(min_length=1)]
@@ -122,7 +123,7 @@ class Splice:
         """N, of the whole."""
         return self.haystack.num_frames + self.needle.num_frames
 
-    def batches(self, batch_size: int) -> Iterator[FrameBatch]:
+    def batches(self, batch_size: int) -> ClosableIterator[FrameBatch]:
         """All frames in order; haystack and needle, whose sizes may differ, never share a batch."""
         start = 0
         for frames in self._parts(batch_size):

@@ -45,6 +45,7 @@ FRAMES_PER_SHARD = 32  # a multiple of `frames_at_once`; 54 MB with the paper's 
 STORED_TYPES = (torch.float16, torch.bfloat16, torch.float32)
 _KINDS = ("frames", "patches")
 _READERS = 4  # threads, each with a shard in memory
+_MADE_OF = {"video", "fps", "max_frames", "num_frames", "dtype", "weights", "vision_feature_layer", "pixels"}
 _MANIFEST, _WAITING = "manifest.json", ".waiting"
 _SHARD_NAME = re.compile(r"(frames|patches)-(\d{5,})-[0-9a-f]{16}\.safetensors")
 _Shard = tuple[str, int]  # kind and number
@@ -360,7 +361,7 @@ class FeatureStore:
         if self._made_of is None and file.is_file():
             try:
                 manifest = json.loads(file.read_text())
-                if manifest["num_frames"] >= 1:
+                if manifest["num_frames"] >= 1 and manifest.keys() >= _MADE_OF:
                     self._made_of = manifest
             except (ValueError, KeyError, TypeError):
                 pass

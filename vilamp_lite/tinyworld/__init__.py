@@ -16,7 +16,11 @@ _NAMES = {
     "bank": "SceneBank bank_scenes build_bank encode_scenes tinyworld_pixels",
     "miniature": "miniature_config miniature_processor",
 }
-__getattr__, __dir__, __all__ = lazy_loader.attach(
+__getattr__, _, __all__ = lazy_loader.attach(
     __name__, submod_attrs={module: names.split() for module, names in _NAMES.items()}
 )
 __all__ += ["MINIATURE"]
+
+
+def __dir__() -> list[str]:
+    return __all__
