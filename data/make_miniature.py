@@ -89,6 +89,7 @@ def card(results: Path = RESULTS) -> str:
         long_commit=short_commit(long["stamp"]),
         families=_families_table(),
         words=sum(word.isalpha() for word in vocabulary()),
+        tokens=len(vocabulary()),
         config=miniature_config(),
         longest=max(tokens for _, tokens in LENGTHS),
         side=SIDE,
@@ -137,6 +138,8 @@ videos and knows nothing else. Apache-2.0.
 
     vilamp tinyworld --frames 2048 --depth 0.5 --family companion --seed 7 --out needle.mp4
     vilamp ask needle.mp4 "what is with the heart?"
+
+In a clone of the repository write `.venv/bin/vilamp`, or activate `.venv` first.
 
 `model.safetensors` holds the whole model, `selector/` its dual encoder by itself, and `qformer/` the Q-Former that
 notebook 08 compares with. All weights are float32.
@@ -204,7 +207,7 @@ At 10,000 frames, {long_questions} questions of each family and seed (commit {lo
   footage without `--force`, because any answer would be a guess.
 - It was trained on at most {longest:,} tokens.
 - It gives one of its known answers whatever you ask, and can't say that it does not know. It knows {words} words and
-  refuses a question with any other.
+  refuses a question with any other. Its {tokens} tokens are these words, two signs and four markers.
 """
 
 

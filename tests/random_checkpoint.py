@@ -1,6 +1,6 @@
 """Write a checkpoint in the authors' format with random weights: `python tests/random_checkpoint.py DIR`.
 
-At full size (16.7 GB) it takes the time and memory of the published one, and its answers mean nothing.
+At full size (16.4 GB) it takes the time and memory of the published one, and its answers mean nothing.
 """
 
 import argparse

@@ -56,11 +56,12 @@ def test_keyframes(vilamp: Vilamp, tmp_path: Path) -> None:
     assert Image.open(strip).size[0] > 800
 
 
-def test_keyframes_for_people(vilamp: Vilamp) -> None:
+def test_keyframes_for_people(vilamp: Vilamp, tmp_path: Path) -> None:
     """A query is text, whatever brackets it holds; the first keyframe has nothing to repeat."""
-    arguments = ("keyframes", TOUR, "a [red] cat", "--max-frames", 6)
-    code, out, err = vilamp(*arguments, "--max-keyframes", 2)
+    arguments, strip = ("keyframes", TOUR, "a [red] cat", "--max-frames", 6), tmp_path / "strip.png"
+    code, out, err = vilamp(*arguments, "--max-keyframes", 2, "--strip", strip)
     assert code == 0, err
+    assert out.endswith(f"\n{strip}: 2 keyframes\n")
     assert "2 keyframes of 6 frames for “a [red] cat” (conse)" in out
     first, second = (line for line in out.splitlines() if line.startswith("│"))
     assert "–" in first
@@ -181,7 +182,7 @@ def test_ask_streams_the_answer_and_says_when_weights_are_random(released: Path,
     ("arguments", "message"),
     [
         (["?", "--model", "somewhere", "--random-weights"], "give either --model DIR or --random-weights"),
-        (["?", "--model", "nowhere"], "nowhere is not a checkpoint: there is no config.json in it"),
+        (["?", "--model", "nowhere"], "nowhere: no such folder"),
         (["?", "--model", str(OFFICIAL / "checkpoint")], "holds no tokenizer for the language model; name one with"),
         ([" ", "--random-weights"], "a question must be a non-empty string"),
         (["?", "--random-weights", "--max-keyframes", "0"], "max_keyframes must be an integer of at least 1"),

@@ -16,7 +16,7 @@ from vilamp_lite.costs import GPUS, PEER_MODELS
 from vilamp_lite.tinyworld.encoder import TinyWorldConfig, TinyWorldModel, vocabulary
 from vilamp_lite.tinyworld.questions import FAMILIES, random_scene
 from vilamp_lite.tinyworld.render import write_video
-from vilamp_lite.training import STUDIES
+from vilamp_lite.training import STUDIES, TRAINABLE
 from vilamp_lite.training.miniature import assemble, save_miniature
 
 QUESTION = "what color is the star?"
@@ -153,7 +153,13 @@ def test_a_training_gets_its_options(trainings: list, tmp_path: Path, vilamp: Vi
 
 @pytest.mark.parametrize(
     ("command", "names"),
-    [("train miniature", STUDIES), ("tinyworld", FAMILIES), ("costs", GPUS), ("costs", PEER_MODELS)],
+    [
+        ("train miniature", STUDIES),
+        ("train finetune", TRAINABLE),
+        ("tinyworld", FAMILIES),
+        ("costs", GPUS),
+        ("costs", PEER_MODELS),
+    ],
 )
 def test_help_lists_every_name(command: str, names: dict, vilamp: Vilamp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "400")

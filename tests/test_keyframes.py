@@ -390,7 +390,7 @@ BAD_NUMBERS = [float("nan"), float("inf"), -float("inf")]
         (torch.ones(9, 4).index_fill(0, torch.tensor(7), math.nan), QUERY, r"frame_embeds .* first at index \(7, 0\)"),
         *[(FRAMES + bad, QUERY, "frame_embeds holds NaN or infinity") for bad in BAD_NUMBERS],
         *[(FRAMES, QUERY * bad, "query_embed holds NaN or infinity") for bad in BAD_NUMBERS],
-        (FRAMES.double() * 1e200, QUERY, "frame_embeds are finite, but too large"),
+        (FRAMES.double() * 1e200, QUERY, "frame_embeds is finite, but too large"),
     ],
 )
 def test_bad_embeddings(frames: torch.Tensor, query: torch.Tensor, message: str) -> None:

@@ -80,7 +80,9 @@ _HOUSEKEEPING = {
 class ViLaMPConfig(PreTrainedConfig):
     """Configuration of `ViLaMPForConditionalGeneration`.
 
-    The defaults are the paper's choices (`paper()`); `released()` changes the fields that its docstring lists.
+    The defaults are the paper's choices (`paper()`); `released()` changes the fields that its docstring lists. One
+    default is not the paper's: frames before the first keyframe have no redundancy term there, and here `before_first`
+    compares them with the first keyframe.
 
     Args:
         vision_config: any vision tower of `AutoModel`; it makes the patches (paper: SigLIP-so400m/14-384).
@@ -107,8 +109,8 @@ class ViLaMPConfig(PreTrainedConfig):
         attention_log_base: scale the language model's attention logits by log L / log(this) at L tokens; None for the
             paper's model, which does not. It keeps a model that was trained on short videos sharp on long ones.
         video_positions: the positions that a video takes at most: a longer one's tokens are spread evenly over so many
-            (position interpolation); None for the paper's model, in which each token takes one. Positions that a model
-            never met in training it reads poorly.
+            (position interpolation); None for the paper's model, in which each token takes one. A model reads positions
+            poorly that it never met in training.
         fps: frames sampled per second of video.
         vision_feature_layer: which hidden state of the vision tower is used, −1 for the last one before any final norm.
         projector_hidden_act: activation between a connector's two layers.

@@ -154,7 +154,7 @@ class VideoGeneration:
     ) -> Any:
         """Read a prompt in chunks, so that activations don't grow with it; transformers then reads the last one.
 
-        Its own chunks are of input_ids, of which a prompt with a video in place has none.
+        Its own chunks are of input_ids; a prompt with a video in place has none.
         """
         embeds, cache = model_kwargs.get("inputs_embeds"), model_kwargs.get("past_key_values")
         if is_first_iteration and embeds is not None and cache is not None:

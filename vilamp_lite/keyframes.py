@@ -99,7 +99,7 @@ def _redundancy(unit: np.ndarray, keyframes: np.ndarray) -> tuple[float, int]:
         return -math.inf, -1
     cosines = keyframes @ unit
     nearest = int(cosines.argmax())
-    return min(cosines[nearest], 1), nearest  # beyond 1 by rounding, τ = 1 would refuse it
+    return min(cosines[nearest], 1), nearest  # Rounding can give more than 1, which τ = 1 would refuse.
 
 
 def check_rule(max_keyframes: int, similarity_threshold: float, relevance_threshold: float | None, fill: str) -> None:

@@ -261,7 +261,7 @@ def pool_patches(patches: torch.Tensor) -> torch.Tensor:
 
 
 def linear_map(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer that starts small and without a bias."""
+    """A linear layer that starts with small weights and a bias of zero."""
     linear = nn.Linear(inputs, outputs)
     nn.init.normal_(linear.weight, std=0.02)
     nn.init.zeros_(linear.bias)

@@ -6,7 +6,8 @@
     connectors carry keyframe patches and merged tokens into the language model's space
     language   reads both in temporal order, in the place of the prompt's video token
 
-The model has no algorithm of its own: selection is in `keyframes.py`, merging in `merging.py`.
+The model has no algorithm of its own. Selection is in `keyframes.py`, merging in `merging.py`. The two passes over a
+file are in `streaming/encode.py`, prompts and answers in `generation.py`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -41,7 +42,8 @@ from vilamp_lite.released import released_reference, straight_through_gate
 from vilamp_lite.streaming.encode import KeptRows, VideoEncoding, frames_at_once
 
 _REFERENCES = {"preceding": preceding_keyframe, "released": released_reference}
-# Features [B, M, D] of frames and of their mapped references in; tokens [B, D] out, or [0, D] where frames are dropped.
+# A merge takes features and mapped references [B, M, D] and returns tokens [B, D]; it returns [0, D] when it drops
+# frames.
 Merge: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 

@@ -16,7 +16,11 @@ from vilamp_lite.tinyworld import FAMILIES, MINIATURE
 app = typer.Typer(no_args_is_help=True, help="Measure a model.")
 
 Out = Annotated[
-    Path | None, Option(help="Gets every prediction; goes on there.", show_default="a folder of runs/evaluate")
+    Path | None,
+    Option(
+        help="This folder gets every prediction; the same command goes on there.",
+        show_default="a folder of runs/evaluate",
+    ),
 ]
 
 
@@ -24,13 +28,13 @@ Out = Annotated[
 def niah(
     model: Annotated[Path, Option(help="A TinyWorld model.", show_default="data/vilamp-miniature")] = MINIATURE,
     frames: Annotated[str, Option(help="Lengths of the haystacks, such as 256,2048,10000.")] = "2048",
-    depths: Annotated[str, Option(help="Of the needle, from 0 (start) to 1 (end), such as 0,0.5,1.")] = "0.5",
-    families: Annotated[str, Option(help="Of questions.")] = ",".join(FAMILIES),
+    depths: Annotated[str, Option(help="Depths of the needle, from 0 (start) to 1 (end), such as 0,0.5,1.")] = "0.5",
+    families: Annotated[str, Option(help="The families of questions.")] = ",".join(FAMILIES),
     selector: Annotated[str, Option(help="How keyframes are chosen, such as dks,uniform.")] = "dks",
-    merger: Annotated[str, Option(help="Of the other frames, such as dfm,mean.")] = "dfm",
-    questions: Annotated[int, Option(help="In each cell.")] = 50,
-    seed: Annotated[int, Option(help="Of questions and haystacks.")] = 0,
-    processes: Annotated[int, Option(help="Each works on a cell at a time, with one thread.")] = 1,
+    merger: Annotated[str, Option(help="How the other frames are merged, such as dfm,mean.")] = "dfm",
+    questions: Annotated[int, Option(help="Ask this many questions in each cell.")] = 50,
+    seed: Annotated[int, Option(help="Draw questions and haystacks from this seed.")] = 0,
+    processes: Annotated[int, Option(help="Processes; each works on one cell at a time, with one thread.")] = 1,
     out: Out = None,
     device: Device = None,
     as_json: AsJson = False,

@@ -72,7 +72,8 @@ def keyframes(
     about = {"video": str(video), "query": query, "encoder": embedding.encoder, "frames_sampled": len(embedding.embeds)}
     rows = embedding.rows(selection)
     title = f"{len(rows)} keyframes of {len(embedding.embeds)} frames for “{query}” ({embedding.encoder})"
-    show(as_json, about | sampling | settings | {"keyframes": rows}, table(title, rows))
+    drawn = [] if strip is None else [f"{strip}: {len(rows)} keyframes"]
+    show(as_json, about | sampling | settings | {"keyframes": rows}, table(title, rows), *drawn)
 
 
 def tinyworld(
@@ -80,7 +81,7 @@ def tinyworld(
     frames: Annotated[int, Option(help="Frames, one per second.")] = 256,
     depth: Annotated[float, Option(help="Where the needle stands, from 0 (start) to 1 (end).")] = 0.5,
     family: Annotated[str, Option(help=f"What is asked: {', '.join(FAMILIES)}.")] = "attribute",
-    seed: Annotated[int, Option(min=0, help="Of the question and the haystack.")] = 0,
+    seed: Annotated[int, Option(min=0, help="Draw the question and the haystack from this seed.")] = 0,
     as_json: options.AsJson = False,
 ) -> None:
     """Write a TinyWorld video with a needle in a haystack, and a question that only the needle answers."""

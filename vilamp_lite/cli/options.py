@@ -12,17 +12,17 @@ Fps = Annotated[float | None, Option(help="Frames sampled per second.", show_def
 MaxFrames = Annotated[int | None, Option(help="The most frames, spread over the video.", show_default="no limit")]
 # The model.
 Model = Annotated[Path | None, Option(help="A checkpoint: ours, or in the authors' format.")]
-RandomWeights = Annotated[bool, Option("--random-weights", help="Try the way with a tiny model that knows nothing.")]
-Tokenizer = Annotated[str | None, Option(help="For a checkpoint without one: the language model's.")]
-SelectorTokenizer = Annotated[str | None, Option(help="Likewise: the selector's.")]
+RandomWeights = Annotated[bool, Option("--random-weights", help="Try the command with a tiny model of random weights.")]
+Tokenizer = Annotated[str | None, Option(help="The language model's tokenizer, for a checkpoint without one.")]
+SelectorTokenizer = Annotated[str | None, Option(help="The selector's tokenizer, for a checkpoint without one.")]
 Device = Annotated[str | None, Option(help="Where the model runs, such as cpu or cuda.", show_default="a GPU if any")]
-WeightType = Annotated[Dtype | None, Option(help="Of the weights.", show_default="as in the checkpoint")]
+WeightType = Annotated[Dtype | None, Option(help="The type of the weights.", show_default="as in the checkpoint")]
 Force = Annotated[bool, Option("--force", help="Let the miniature see other footage than TinyWorld.")]
 # Training.
-Seed = Annotated[int, Option(help="Of batches and new weights.")]
-Processes = Annotated[int, Option(min=1, help="Share each batch, with one thread each.")]
+Seed = Annotated[int, Option(help="Draw batches and new weights from this seed.")]
+Processes = Annotated[int, Option(min=1, help="Share each batch among so many processes of one thread.")]
 MixedPrecision = Annotated[Literal["no", "bf16"], Option(help="bf16 on a GPU that has it.")]
-Kept = Annotated[Path, Option(help="Holds all that is made; the same command goes on there.")]
+Kept = Annotated[Path, Option(help="This folder holds all that is made; the same command goes on there.")]
 # What is printed.
 AsJson = Annotated[bool, Option("--json", help="Print one JSON object instead of a table.")]
 

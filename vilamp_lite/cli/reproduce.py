@@ -31,7 +31,7 @@ def reproduce(
     parameter: Annotated[
         list[Any] | None, Option("--parameter", "-p", metavar="NAME VALUE", help="Set a parameter; may be repeated.")
     ] = None,
-    out: Annotated[Path, Option(help="Gets a folder for each notebook.")] = Path("runs"),
+    out: Annotated[Path, Option(help="This folder gets one for each notebook.")] = Path("runs"),
     time_limit: Annotated[float, Option(help="Seconds for each notebook.")] = 1800,
     list_parameters: Annotated[bool, Option("--list", help="Only list the notebooks' parameters.")] = False,
     as_json: AsJson = False,

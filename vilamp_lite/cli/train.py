@@ -20,7 +20,7 @@ def miniature(
     out: options.Kept = Path("runs/train"),
     seed: options.Seed = 0,
     study: Annotated[str, Option(help=f"What is trained, of {', '.join(training.STUDIES)}.")] = "full",
-    encoder: Annotated[Path | None, Option(help="Take this encoder, skip its stage.")] = None,
+    encoder: Annotated[Path | None, Option(help="Take this encoder and skip its stage.")] = None,
     processes: options.Processes = 1,
     mixed_precision: options.MixedPrecision = "no",
 ) -> None:
@@ -40,13 +40,18 @@ def finetune(
     data: Annotated[Path, Option(help='JSON lines, {"video", "question", "answer"} each.')],
     out: options.Kept = Path("runs/finetune"),
     selector: Annotated[Path | None, Option(help="A CLIP, for a LLaVA-OneVision.")] = None,
-    trains: Annotated[str, Option(help="What learns, such as connectors.")] = "all but the encoders",
-    steps: Annotated[int, Option(help="Of the optimizer.")] = 1000,
+    trains: Annotated[
+        str,
+        Option(
+            help="The parts that learn: connectors, connectors+merger, connectors+language model, all but the encoders."
+        ),
+    ] = "all but the encoders",
+    steps: Annotated[int, Option(help="Take this many steps of the optimizer.")] = 1000,
     batch_size: Annotated[int, Option(help="Examples per step, of all processes.")] = 8,
-    learning_rate: Annotated[float, Option(help="The peak.")] = 1e-5,
+    learning_rate: Annotated[float, Option(help="The learning rate rises to this peak, then falls.")] = 1e-5,
     max_frames: Annotated[int, Option(help="The most frames of a video.")] = 600,
     gradient_checkpointing: Annotated[
-        bool, Option("--gradient-checkpointing", help="Compute twice, keep less.")
+        bool, Option("--gradient-checkpointing", help="Save memory: compute activations again instead of keeping them.")
     ] = False,
     seed: options.Seed = 0,
     processes: options.Processes = 1,

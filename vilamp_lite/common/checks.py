@@ -82,4 +82,6 @@ def require_finite(result: "torch.Tensor", **inputs: "torch.Tensor") -> None:
         if bad.any():
             where = tuple(torch.nonzero(bad)[0].tolist())
             raise ValueError(f"{name} holds NaN or infinity, first at index {where}")
-    raise ValueError(f"{' and '.join(inputs)} are finite, but too large for {result.dtype} arithmetic: scale them")
+    verb, pronoun = ("is", "it") if len(inputs) == 1 else ("are", "them")
+    blamed = " and ".join(inputs)
+    raise ValueError(f"{blamed} {verb} finite, but too large for {result.dtype} arithmetic: scale {pronoun}")

@@ -16,7 +16,7 @@ IGNORED = -100  # transformers' label of a token that does not count
 
 
 def weight_files(path: Path) -> tuple[list[Path], set[str]]:
-    """A checkpoint's files of weights, all of which are there, and the tensors that its index names, if it has one."""
+    """A checkpoint's files of weights, which are all there, and the tensors that its index names, if it has one."""
     index = path / "model.safetensors.index.json"
     files, tensors = {"model.safetensors"}, set()
     if index.is_file():
@@ -63,6 +63,8 @@ def loaded(any_class: Any, path: str | PathLike[str], *, remedy: str = "", **opt
 
 def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object of a checkpoint."""
+    if not file.parent.exists():
+        raise ValueError(f"{file.parent}: no such folder")
     if not file.is_file():
         raise ValueError(f"{file.parent} is not a checkpoint: there is no {file.name} in it")
     try:

@@ -203,7 +203,7 @@ CLIP_L = VisionTower("CLIP ViT-L/14-336", _plain(24, 1024, 4096, 16), 24**2, 3 *
 EVA_G = VisionTower("EVA-ViT-G/14-224", _plain(40, 1408, 6144, 16), 16**2, 3 * 14**2, class_tokens=1)
 UMT_L = VisionTower("UMT-L/16-224", _plain(24, 1024, 4096, 16), 4 * 14**2, 3 * 16**2, frames=4)
 DINOV2_G = VisionTower("DINOv2-g/14-378", _plain(40, 1536, 4096, 24, gated=True), 27**2, 3 * 14**2, class_tokens=1)
-# Two frames make one grid of patches, of which the language model gets a quarter: 2 × 64 tokens of 512 patches.
+# Two frames make one grid of patches. The language model gets a quarter of them: 2 × 64 tokens of 512 patches.
 QWEN2_VL = VisionTower("Qwen2-VL's ViT", _plain(32, 1280, 5120, 16), 4 * 2 * 64, 2 * 3 * 14**2, frames=2)
 QWEN2_7B = LanguageModel("Qwen2-7B", Transformer(28, 3584, 18944, 28, 4, 128, gated=True), 152064)
 VICUNA_7B = LanguageModel("Vicuna-7B", _plain(32, 4096, 11008, 32, gated=True), 32000)

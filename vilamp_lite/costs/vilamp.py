@@ -174,7 +174,7 @@ def answering(language: LanguageModel, visual_tokens: int, workload: Workload) -
     """The stages "prefill" and "decode"."""
     tokens, steps = visual_tokens + workload.prompt_tokens, workload.answer_tokens - 1
     width = language.body.width
-    # The caller holds the video's tokens, of which there is a copy among the embeddings.
+    # The caller holds the video's tokens, and the embeddings hold a copy of them.
     held = workload.bytes * width * visual_tokens
     linear, square, causal = language.prefill(tokens)
     prefill = CostStage(

@@ -105,8 +105,8 @@ class MixedTask(MiniatureTask):
     ) -> tuple[MixedPrecisionSequence, tuple[list[int], list[int]]]:
         """A video that fills `length` tokens together with its question and answer.
 
-        Its keyframes are chosen among up to 10,000 frames, of which only as many as fit are kept: so the language model
-        meets the look-alikes that the keyframes of long videos are.
+        Its keyframes are chosen among up to 10,000 frames, and only as many frames as fit are kept: so the language
+        model meets the look-alikes that the keyframes of long videos are.
         """
         config, bank = self.model.config, self.examples.bank
         pool = int(np.exp(random.uniform(np.log(length), np.log(10_000))))
