@@ -60,12 +60,7 @@ def load_checkpoint(
 
 
 def load_config(path: str | PathLike[str], **changes: Any) -> ViLaMPConfig:
-    """Read the configuration of a checkpoint directory, whether `save_pretrained` or the authors' code wrote it.
-
-    Args:
-        path: the directory.
-        changes: fields to set otherwise.
-    """
+    """Read the configuration of a checkpoint directory of either kind, with some fields set otherwise."""
     if _kind(path) == "llava_qwen":
         return released_config(path, **changes)
     if _kind(path) != "vilamp":
@@ -84,11 +79,11 @@ def load_processor(
     tokenizer: str | PathLike[str] | None = None,
     selector_tokenizer: str | PathLike[str] | None = None,
 ) -> ViLaMPProcessor:
-    """Load the processor of a checkpoint directory of either kind.
+    """Load the processor of a checkpoint directory of either kind; it shares the model's configuration.
 
     Args:
         path: the directory.
-        config: the model's; shared.
+        config: the model's.
         tokenizer: a directory or name, for a checkpoint that holds none.
         selector_tokenizer: likewise, such as a CLIP ViT-B/32.
     """

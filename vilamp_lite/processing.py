@@ -129,11 +129,7 @@ class ViLaMPProcessor:
         )
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
-        """Write the four parts and the configuration; the selector's go to a folder of their own.
-
-        Args:
-            path: the directory, such as the model's.
-        """
+        """Write the four parts and the configuration to a directory; the selector's go to a folder of their own."""
         selector = Path(path) / SELECTOR_FOLDER
         self.config.save_pretrained(path)
         self.tokenizer.save_pretrained(path)
