@@ -340,20 +340,14 @@ def test_a_cache_changes_nothing(changes: dict) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"num_beams": 3}, {"do_sample": True, "top_k": 20}, {"num_beams": 2, "num_return_sequences": 2}],
+    # Of the first alone a sample is drawn, so that chance plays no part.
+    [{"num_beams": 3}, {"do_sample": True, "top_k": 1}, {"num_beams": 2, "num_return_sequences": 2}],
     ids=str,
 )
 def test_every_row_of_a_batch_is_answered_as_alone(options: dict) -> None:
     model = tiny_model()
     singles = [tiny_inputs(n, seed, text) for n, seed, text in VIDEOS]
     options = options | {"max_new_tokens": 6, "eos_token_id": None}
-    if options.get("do_sample"):
-        torch.manual_seed(0)
-        answers = model.generate(**batch_of(*singles), **options)
-        torch.manual_seed(0)
-        assert answers.tolist() == model.generate(**batch_of(*singles), **options).tolist()
-        assert len({tuple(row) for row in answers.tolist()}) == 3
-        return
     answers = model.generate(**batch_of(*singles), **options)
     alone = torch.cat([model.generate(**single, **options) for single in singles])
     assert answers.tolist() == alone.tolist()
