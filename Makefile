@@ -54,6 +54,7 @@ book: $(STAMP)  ## build the notebooks, the pages of book/ and the API reference
 	echo "Read runs/book/_build/html/index.html."
 
 lint: $(STAMP)  ## check style and format
+	echo "checking style and format …"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
@@ -79,15 +80,19 @@ studies: $(STAMP)  ## record the full runs of notebooks 05, 07 and 08 in figures
 	$(BIN)/python -m figures.make_streaming --name streaming_100000 --frames 100000 --repeats 1 --folder runs/streaming_100000
 
 bench: $(STAMP)  ## run all benchmarks and write benchmarks/RESULTS.md
+	echo "running the benchmarks …"
 	$(BIN)/python -m benchmarks
 
 data: $(STAMP)  ## make data/photo_tour.mp4 again (2 minutes)
+	echo "making data/photo_tour.mp4 (2 minutes) …"
 	$(BIN)/python data/make_photo_tour.py
 
 links:  ## write the repository's address into every page and notebook: make links REPO=owner/name
+	echo "writing the address into pages and notebooks; the changed ones:"
 	$(PYTHON) -m book.make_links "$$REPO"
 
 clean:  ## remove .venv and runs/
+	echo "removing $(VENV) and runs/ …"
 	rm -rf $(VENV) runs
 
 # torch is named first so that its pin decides which build comes.

@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from vilamp_lite.common.files import written_whole
 from vilamp_lite.common.stamp import ROOT, short_commit
 from vilamp_lite.evaluation.report import difference_text, find, not_best, variant_name
 from vilamp_lite.evaluation.results import RESULTS, load_result
@@ -46,7 +47,8 @@ def bundle(trained: Path, target: Path) -> int:
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(trained, target)
     if kept is not None:
-        card.write_text(kept)
+        with written_whole(card) as waiting:
+            waiting.write_text(kept)
     for file in target.rglob("*"):
         file.chmod(0o755 if file.is_dir() else 0o644)
     return size
@@ -218,7 +220,8 @@ def main() -> None:
     parser.add_argument("--card", action="store_true", help="write the card only")
     options = parser.parse_args()
     if options.card:
-        (MINIATURE / "README.md").write_text(card())
+        with written_whole(MINIATURE / "README.md") as waiting:
+            waiting.write_text(card())
     else:
         print(f"{MINIATURE}: {bundle(options.trained, MINIATURE) / 1e6:.1f} MB")
 

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from figures.make_results import TRAINING
 from vilamp_lite import ViLaMPConfig, plots
+from vilamp_lite.common import written_whole
 from vilamp_lite.evaluation.results import RESULTS, Study, load_result
 
 # The committed figures of one recorded study each.
@@ -44,7 +45,8 @@ def main(folder: Path = RESULTS.parent) -> int:
         )
         drawn["architecture"] = plots.architecture(ViLaMPConfig.paper())
         for name, figure in drawn.items():
-            figure.savefig(folder / f"{name}.png", dpi=150)
+            with written_whole(folder / f"{name}.png") as waiting:
+                figure.savefig(waiting, dpi=150)
             print(folder / f"{name}.png")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

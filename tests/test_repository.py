@@ -88,6 +88,14 @@ def test_make_help_lists_every_target() -> None:
     assert {f"make {target}" for target in targets.split()} <= {*re.findall(r"`(make [a-z-]+)`", installing)}
 
 
+def test_every_target_says_what_it_does() -> None:
+    """Make itself is silent."""
+    for target in re.findall(
+        r"^([a-z-]+):.*## (?!list).*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE
+    ):
+        assert "\techo " in target[1], target[0]
+
+
 def test_versions_are_in_step() -> None:
     version = PROJECT["version"]
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
@@ -119,6 +127,14 @@ def test_the_readmes_three_numbers_are_measured_ones() -> None:
         f"and mean pooling | **{100 * needles['full_longest']:.1f} %**",
     ):
         assert row in README
+
+
+def test_files_are_written_whole() -> None:
+    """Through `written_whole`, so that no kill leaves half a file in the place of a good one."""
+    direct = re.compile(r"(?<!waiting)\.write_(?:text|bytes)\(|\.savefig\((?!waiting)")
+    sources = [path for room in ("vilamp_lite", "figures") for path in (ROOT / room).rglob("*.py")]
+    for path in [*sources, ROOT / "data" / "make_miniature.py"]:
+        assert not direct.search(path.read_text()), path
 
 
 def test_links_point_at_files() -> None:
@@ -201,9 +217,9 @@ https://gitlab.com/someone/vilamp-lite
 git@gitlab.com:someone/vilamp-lite.git"""
 
 
-@pytest.mark.parametrize("address", ADDRESSES.split())
-def test_another_address_is_found_at_any_host(address: str) -> None:
-    assert other_addresses(f"See {address}.")
+def test_another_address_is_found_at_any_host() -> None:
+    for address in ADDRESSES.split():  # no parameters: pytest's cache would hold the addresses
+        assert other_addresses(f"See {address}."), address
     assert not other_addresses("cd /content/vilamp-lite; pip install vilamp-lite; see vilamp_lite/clip.py")
 
 

@@ -9,6 +9,7 @@ from typer import Argument, Option
 from vilamp_lite import plots
 from vilamp_lite.cli import options
 from vilamp_lite.cli.shown import show, table
+from vilamp_lite.common import written_whole
 from vilamp_lite.tinyworld import FAMILIES, describe_haystack, hide, sample_questions, save
 from vilamp_lite.video import SampledVideo
 
@@ -67,7 +68,8 @@ def keyframes(
             raise ValueError("--strip: no frame was chosen; lower --relevance-threshold")
         plots.set_style()
         thumbnails = source.at(selection.indices.tolist())
-        plots.film_strip(thumbnails, embedding.timestamps, selection, query).savefig(strip)
+        with written_whole(strip) as waiting:
+            plots.film_strip(thumbnails, embedding.timestamps, selection, query).savefig(waiting)
 
     about = {"video": str(video), "query": query, "encoder": embedding.encoder, "frames_sampled": len(embedding.embeds)}
     rows = embedding.rows(selection)

@@ -22,7 +22,7 @@ from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 
 from vilamp_lite.common.checks import finite_number
-from vilamp_lite.common.files import write_json
+from vilamp_lite.common.files import write_json, written_whole
 from vilamp_lite.common.fingerprints import code_checksum
 from vilamp_lite.common.outside import checked
 from vilamp_lite.common.stamp import ROOT, make_stamp
@@ -281,11 +281,13 @@ def _export(executed: Path) -> list[str]:
     """Write the executed notebook as HTML, and its pictures as files named after their cells."""
     content = nbformat.read(executed, as_version=4)
     page, _ = HTMLExporter().from_notebook_node(content)
-    executed.with_suffix(".html").write_text(page)
+    with written_whole(executed.with_suffix(".html")) as waiting:
+        waiting.write_text(page)
     names = []
     for cell in content.cells:
         shown = [output.get("data", {}) for output in cell.get("outputs", [])]
         for number, picture in enumerate((data["image/png"] for data in shown if "image/png" in data), start=1):
             names.append(f"{cell.id}.png" if number == 1 else f"{cell.id}_{number}.png")
-            (executed.parent / names[-1]).write_bytes(base64.b64decode(picture))
+            with written_whole(executed.parent / names[-1]) as waiting:
+                waiting.write_bytes(base64.b64decode(picture))
     return names

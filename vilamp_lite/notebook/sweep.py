@@ -281,7 +281,7 @@ def _table(sweep: Sweep, cells: Mapping[str, dict[str, object]], results: Mappin
     return table[[name for name in table.columns if name != "cell"] + ["cell"]]
 
 
-def _draw(sweep: Sweep, table: pd.DataFrame, file: Path) -> None:
+def _draw(sweep: Sweep, table: pd.DataFrame, waiting: Path) -> None:
     """Draw the metric over the figure's axes, unless every cell failed."""
     if sweep.metric not in table:
         return
@@ -290,4 +290,4 @@ def _draw(sweep: Sweep, table: pd.DataFrame, file: Path) -> None:
 
     plots.set_style()
     draw = plots.sweep_heat_map if "y" in sweep.figure else plots.sweep_curves
-    draw(table[[*sweep.grid, sweep.metric]], sweep.metric, **sweep.figure).savefig(file)
+    draw(table[[*sweep.grid, sweep.metric]], sweep.metric, **sweep.figure).savefig(waiting)
