@@ -314,7 +314,7 @@ GOOD = '{"video": "videos/0.mp4", "question": "?", "answer": "yes"}\n'
         ("", "is empty; write one JSON object with video, question and answer on each line"),
         ("\n \n", "is empty"),
         (GOOD + "{video: 3}", "line 2: invalid JSON: .* write one JSON object"),
-        (GOOD + "\n[1, 2]", "line 3: input should be an object, got list"),
+        (GOOD + "\n[1, 2]", "line 3: must be a mapping of names to values, got list"),
         (GOOD + '{"video": "videos/0.mp4", "question": "?"}', "line 2: answer: field required"),
         (GOOD + "{}", "line 2: video: field required"),
         (GOOD.replace('"yes"', "3"), "line 1: answer: input should be a valid string, got int 3"),

@@ -148,7 +148,7 @@ def test_a_real_answer_to_a_case(miniature: Path, footage: Path, model: Model, p
         ({"options": ["a", "a"]}, "case 0: options must differ by more than case and punctuation, got a, a"),
         ({"options": [str(number) for number in range(27)]}, "case 0: options: .* at most 26 items"),
         ({"answer": "c"}, "case 0: answer must be one of the options a, b, got 'c'"),
-        ({"hint": "x"}, "case 0: hint: .*; a case has haystack, needle, depth, question, options"),
+        ({"hint": "x"}, "case 0: has no field 'hint'; a case has haystack, needle, depth, question, options"),
     ],
 )
 def test_bad_cases(change: dict, message: str, footage: Path, tmp_path: Path) -> None:
@@ -167,6 +167,11 @@ def test_bad_case_files(miniature: Path, footage: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.json").write_text("[]")
     with pytest.raises(ValueError, match="list should have at least 1 item"):
         load_cases(tmp_path / "empty.json")
+    (tmp_path / "number.json").write_text("[3]")
+    with pytest.raises(
+        ValueError, match="case 0: must be a mapping of names to values, got int 3; a case has haystack"
+    ):
+        load_cases(tmp_path / "number.json")
     record = {"haystack": "hay.mp4", "needle": "needle.mp4", "depth": 0, "question": "?", "options": [], "answer": "a"}
     (footage / "windows.json").write_text(json.dumps([record]), "utf-8-sig")
     assert load_cases(footage / "windows.json")[0].answer == "a"

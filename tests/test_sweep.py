@@ -170,7 +170,7 @@ def test_cells_are_known_by_their_code_and_parameters(notebook: Path) -> None:
         ({"parameters": {"a": [1.5]}}, "a: input should be a valid integer, got float 1.5"),
         ({"parameters": {"b": [0.1, "1e-3"]}}, "b must be float; YAML takes 1e-3 for a word"),
         ({"parameters": {}}, "parameters: dictionary should have at least 1 item"),
-        ({"parameters": [1]}, "parameters: input should be a valid dictionary, got list [1]"),
+        ({"parameters": [1]}, "parameters: must be a mapping of names to values, got list [1]"),
         ({"fixed": {"a": 1}}, "a cannot be in the grid and fixed"),
         ({"fixed": {"word": 3}}, "word: input should be a valid string, got int 3"),
         ({"parameters": {"b": [1, math.inf]}}, "grid.yaml: b must be finite numbers"),
@@ -180,7 +180,7 @@ def test_cells_are_known_by_their_code_and_parameters(notebook: Path) -> None:
         ({"figure": {"x": "a", "hue": "a"}}, "figure must be"),
         ({"notebook": "none.ipynb"}, "'none.ipynb' must name one notebook"),
         ({"notebook": 98}, "'98' must name one notebook"),
-        ({"repeats": 3}, "grid.yaml: repeats: extra inputs are not permitted, got int 3; a sweep has notebook,"),
+        ({"repeats": 3}, "grid.yaml: has no field 'repeats'; a sweep has notebook,"),
     ],
 )
 def test_a_bad_sweep_is_refused(notebook: Path, fields: dict[str, object], complaint: str) -> None:
@@ -201,6 +201,15 @@ def test_a_bad_sweep_is_refused(notebook: Path, fields: dict[str, object], compl
 def test_a_file_that_cannot_be_read_is_named(content: bytes, complaint: str, tmp_path: Path) -> None:
     (tmp_path / "grid.yaml").write_bytes(content)
     with pytest.raises(ValueError, match=rf"grid.yaml is not YAML: .*{complaint}"):
+        load_sweep(tmp_path / "grid.yaml")
+
+
+@pytest.mark.parametrize("content", ["", "3", "[1]"])
+def test_a_file_that_holds_no_sweep(content: str, tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(content)
+    with pytest.raises(
+        ValueError, match=r"grid.yaml: must be a mapping of names to values, got .*; a sweep has notebook"
+    ):
         load_sweep(tmp_path / "grid.yaml")
 
 

@@ -1,8 +1,10 @@
 """What a user gets from each kind of video file: the right frames, or one clear VideoError."""
 
+import copy
 import json
 import math
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -590,6 +592,16 @@ def test_every_pass_shows_the_same_to_the_bit(row, table_files, opened):
                 np.testing.assert_array_equal(one, other)
     has_index = table_files[row.name].suffix in (".mp4", ".mov", ".mkv", ".webm")
     assert len(opened) == 2 + (3 if has_index else 5)
+
+
+def test_a_video_whose_file_was_left_open_can_be_copied(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    video_files.write_video(path, 5, rate=1)
+    video = SampledVideo(path)
+    shown = video.at([3])
+    for copied in (copy.deepcopy(video), pickle.loads(pickle.dumps(video))):
+        np.testing.assert_array_equal(copied.at([3]), shown)
+    np.testing.assert_array_equal(video.at([3]), shown)
 
 
 def test_a_file_that_changes_is_refused(tmp_path):

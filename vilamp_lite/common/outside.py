@@ -12,6 +12,9 @@ from vilamp_lite.common.checks import describe
 
 Kind = TypeVar("Kind")
 _MOST_SHOWN = 100  # characters of what was found
+# pydantic's kinds of error whose message names our classes, or speaks of calls.
+_NO_MAPPING = ("model_type", "dataclass_type", "dict_type")
+_UNKNOWN_FIELD = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 def _not_blank(text: str) -> str:
@@ -67,10 +70,15 @@ def _in_one_line(where: str, remedy: str) -> Iterator[None]:
         yield
     except ValidationError as error:
         first = error.errors()[0]
-        if first["type"] == "value_error":  # of a check of our own, which says what it got
+        place, kind = first["loc"], first["type"]
+        if kind == "value_error":  # of a check of our own, which says what it got
             wrong = str(first["ctx"]["error"])
+        elif kind in _UNKNOWN_FIELD:
+            *place, name = place
+            wrong = f"has no field {name!r}"
         else:
-            wrong = f"{first['msg'][0].lower()}{first['msg'][1:]}, got {shorten(describe(first['input']), _MOST_SHOWN)}"
-        for part in first["loc"]:
+            said = "must be a mapping of names to values" if kind in _NO_MAPPING else first["msg"]
+            wrong = f"{said[0].lower()}{said[1:]}, got {shorten(describe(first['input']), _MOST_SHOWN)}"
+        for part in place:
             where += f" {part}" if isinstance(part, int) else f": {part}"
         raise ValueError(f"{where}: {wrong}" + (f"; {remedy}" if remedy else "")) from error

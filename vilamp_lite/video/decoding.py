@@ -7,6 +7,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -106,6 +107,10 @@ class PyAVFile:
     def __init__(self, timeline: Timeline) -> None:
         self._timeline = timeline
         self._left: Opened | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the open file: a copy, or another process, opens its own."""
+        return self.__dict__ | {"_left": None}
 
     def pictures(self, plan: Plan, *, leave_open: bool = False) -> Pictures:
         """Yield the planned pictures; the nearest intact frame stands in for a lost one.
