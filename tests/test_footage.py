@@ -199,4 +199,4 @@ def test_the_command_answers_cases(
     assert str(kept.parent.relative_to(footage)) in out
     assert json.loads(kept.read_text())["prediction"]["question"] == "which?"
     assert "can't read x.json as a list of cases" in refusal(*command, "x.json", "--model", miniature)
-    assert "nowhere is not a checkpoint" in refusal(*command, "mine.json", "--model", "nowhere")
+    assert "nowhere: no such folder" in refusal(*command, "mine.json", "--model", "nowhere")

@@ -523,7 +523,7 @@ def test_bad_settings(miniature: Path) -> None:
         ({"seed": -1}, "seed must be a whole number of at least 0, got int -1"),
         ({"processes": 0}, "processes must be an integer of at least 1"),
         ({"changes": {"max_keyframe": 2}}, "has no field max_keyframe"),
-        ({"model": "nowhere"}, "nowhere is not a checkpoint"),
+        ({"model": "nowhere"}, "nowhere: no such folder"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate_cells(**{"model": miniature, "cells": CELLS, "pool": POOL} | arguments)
@@ -587,6 +587,6 @@ def test_the_command_refuses(refusal: Refusal) -> None:
         (["--depths", "2"], "depth must lie from 0 to 1"),
         (["--families", "riddle"], "family must be one of"),
         (["--selector", "luck"], "selector must be one of"),
-        (["--model", "nowhere"], "nowhere is not a checkpoint"),
+        (["--model", "nowhere"], "nowhere: no such folder"),
     ):
         assert message in refusal(*NIAH, *arguments)
