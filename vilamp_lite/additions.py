@@ -64,10 +64,7 @@ def attention_factor(config: ViLaMPConfig, length: int) -> dict[str, float]:
     """The argument that sharpens attention over L tokens: log L / log base (`attention_log_base`); none without a base.
 
     A softmax over more tokens is flatter; this keeps a model that was trained on short videos sharp on long ones.
-
-    Args:
-        config: of the model.
-        length: L, the tokens that the last one attends to; in a padded batch the longest row decides for all.
+    L counts the tokens that the last one attends to; in a padded batch the longest row decides for all.
     """
     base = config.attention_log_base
     return {} if base is None else {"attention_factor": math.log(max(length, 2)) / math.log(base)}

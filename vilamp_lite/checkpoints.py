@@ -42,16 +42,13 @@ _BUFFERS = (".rotary_emb.inv_freq", ".position_ids")
 def load_checkpoint(
     path: str | PathLike[str], *, dtype: torch.dtype | None = None, config: ViLaMPConfig | None = None, **changes: Any
 ) -> ViLaMPForConditionalGeneration:
-    """Load a checkpoint directory, whether `save_pretrained` or the authors' code wrote it.
+    """Load a checkpoint directory, whether `save_pretrained` or the authors' code wrote it; for evaluation, on the CPU.
 
     Args:
         path: the directory.
         dtype: of the parameters; as stored when left out.
         config: what `load_config` read of it, to spare reading it again; without changes then.
         changes: fields of the configuration to set otherwise.
-
-    Returns:
-        The model, in evaluation mode, on the CPU.
     """
     if _kind(path) == "llava_qwen":
         return load_released_checkpoint(path, dtype=dtype, config=config, **changes)
@@ -81,11 +78,7 @@ def load_processor(
 ) -> ViLaMPProcessor:
     """Load the processor of a checkpoint directory of either kind; it shares the model's configuration.
 
-    Args:
-        path: the directory.
-        config: the model's.
-        tokenizer: a directory or name, for a checkpoint that holds none.
-        selector_tokenizer: likewise, such as a CLIP ViT-B/32.
+    A checkpoint that holds no tokenizers takes them by directory or name, the selector's from a CLIP ViT-B/32, say.
     """
     path = Path(path)
     if selector_tokenizer is None and not (path / SELECTOR_FOLDER).is_dir():

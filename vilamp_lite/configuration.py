@@ -271,9 +271,7 @@ class ViLaMPConfig(PreTrainedConfig):
     def visual_tokens(self, num_frames: int, num_keyframes: int | None = None) -> int:
         """Count a video's tokens: 196·K + (N − K) + 1 with the presets (paper: M·K + (N − K)).
 
-        Args:
-            num_frames: N.
-            num_keyframes: K'; min(N, K), the most there can be, when left out.
+        Without `num_keyframes` there are min(N, K), the most that there can be.
         """
         num_frames = positive_int("num_frames", num_frames)
         keyframes = min(num_frames, self.max_keyframes) if num_keyframes is None else num_keyframes

@@ -89,12 +89,7 @@ class ConSEEncoder:
 
         The classifier is linear, so it can be applied to each of the 7×7 positions before pooling, as in class
         activation maps (Zhou et al. 2016). Receptive fields are wide: a patch also knows what surrounds it.
-
-        Args:
-            frames: RGB pictures, uint8 [B, H, W, 3], array or tensor.
-
-        Returns:
-            Unit vectors, float32 [B, 49, 384], on the CPU; patches in rows from the top left (see `patch_grid`).
+        Frames, uint8 [B, H, W, 3], become unit vectors, float32 [B, 49, 384], on the CPU, in rows from the top left.
         """
         return self._combine_classes(self._feature_map(frames))
 

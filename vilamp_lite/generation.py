@@ -132,8 +132,7 @@ class VideoGeneration:
                 `max_new_tokens`, `do_sample`, `num_beams`, or `prefill_chunk_size`, the tokens read at a time
                 (`TOKENS_AT_ONCE` when left out; it changes the logits only by rounding).
 
-        Returns:
-            [B, new tokens]: the answers alone, without the prompts.
+        The answers come alone, [B, new tokens], without their prompts.
         """
         if input_ids is None:
             raise ValueError("generate needs input_ids")

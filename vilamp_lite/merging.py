@@ -244,11 +244,7 @@ def preceding_keyframe(num_frames: int, keyframes: torch.Tensor, before_first: s
 def pool_patches(patches: torch.Tensor) -> torch.Tensor:
     """Halve a keyframe's square grid of patches bilinearly: 27×27 = 729 become 14×14 = 196 (released code).
 
-    Args:
-        patches: [B, M, D], M a square number, row by row.
-
-    Returns:
-        [B, ⌈√M / 2⌉², D].
+    Patches [B, M, D] stand row by row; the result is [B, ⌈√M / 2⌉², D].
     """
     patches = float_tensor("patches", patches, 3)
     side = math.isqrt(patches.shape[1])

@@ -82,8 +82,7 @@ class ViLaMPOutput(ModelOutput):
         loss: mean next-token loss over the supervised positions, if labels were given.
         logits: [B, n, vocabulary] of the last n = `logits_to_keep` positions.
         past_key_values: the language model's cache.
-        hidden_states: the language model's, if asked for.
-        attentions: the language model's, if asked for.
+        hidden_states, attentions: the language model's, if asked for.
     """
 
     loss: torch.Tensor | None = None
@@ -220,11 +219,7 @@ class ViLaMPForConditionalGeneration(VideoEncoding, VideoGeneration, ViLaMPPreTr
             return _features(self.selector.get_text_features(query_input_ids.to(self.device), attention_mask=mask))
 
     def select(self, frame_embeds: torch.Tensor, query_embed: torch.Tensor) -> KeyframeSelection:
-        """Choose the keyframes of one video with the configuration's K, τ, floor and filling (Algorithm 1).
-
-        Args:
-            frame_embeds: [N, query_size].
-            query_embed: [query_size].
+        """Choose keyframes among [N, query_size] for a query [query_size] with the configured K, τ, floor and filling.
 
         Raises:
             ValueError: no frame reaches the relevance floor, or as `select_keyframes`.
@@ -360,13 +355,7 @@ class ViLaMPForConditionalGeneration(VideoEncoding, VideoGeneration, ViLaMPPreTr
     def sequence(
         self, embeds: torch.Tensor, is_keyframe: torch.Tensor, frame_of_token: torch.Tensor
     ) -> MixedPrecisionSequence:
-        """Name the frame and kind of each token, and end with the newline if there is one.
-
-        Args:
-            embeds: [T, D] in temporal order.
-            is_keyframe: bool [N].
-            frame_of_token: int64 [T].
-        """
+        """Name the frame and kind of each token [T, D] of N frames, and end with the newline if there is one."""
         kind_of_token = is_keyframe.long()[frame_of_token]
         if self.video_newline is not None:
             embeds = torch.cat([embeds, self.video_newline[None]])
@@ -381,10 +370,7 @@ class ViLaMPForConditionalGeneration(VideoEncoding, VideoGeneration, ViLaMPPreTr
     ) -> MixedPrecisionSequence:
         """Turn one video's frames, all in memory, into its mixed-precision sequence; gradients flow.
 
-        Args:
-            pixel_values_videos: [N, 3, H, W] for the vision tower.
-            selector_pixel_values: [N, 3, h, w] for the selector.
-            query_embed: [query_size].
+        The pixels are [N, 3, H, W] for the vision tower and [N, 3, h, w] for the selector.
         """
         at_once = frames_at_once(self.config)
         frame_embeds = torch.cat([self.embed_frames(pixels) for pixels in selector_pixel_values.split(at_once)])

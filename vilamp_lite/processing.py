@@ -185,8 +185,7 @@ class ViLaMPProcessor:
     def prompts(self, questions: list[str]) -> dict[str, torch.Tensor]:
         """Write questions in the chat format, with `config.video_token_id` where the video goes.
 
-        Returns:
-            `input_ids` and `attention_mask`, int64 [B, L], padded on the left.
+        They are `input_ids` and `attention_mask`, int64 [B, L], padded on the left.
         """
         rows = []
         for question in questions:
@@ -210,8 +209,7 @@ class ViLaMPProcessor:
     def selector_query(self, queries: list[str]) -> dict[str, torch.Tensor]:
         """Tokenise bare questions for the selector; one that is too long for it is cut, with a warning.
 
-        Returns:
-            `query_input_ids` [B, L] and, unless the selector is a SigLIP, `query_attention_mask` [B, L].
+        They are `query_input_ids` [B, L] and, unless the selector is a SigLIP, `query_attention_mask` [B, L].
         """
         inputs = text_inputs(queries, self.selector_tokenizer, self.config.selector_config)
         size = self.config.selector_config.text_config.vocab_size

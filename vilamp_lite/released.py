@@ -69,16 +69,10 @@ def released_reference(num_frames: int, keyframes: torch.Tensor, before_first: s
 
 
 def straight_through_gate(relevance: torch.Tensor) -> torch.Tensor:
-    """Make factors of exactly 1 with the gradient of softmax(relevance) (released code: `images *= probs`).
+    """Make factors [N] of exactly 1 with the gradient of softmax(R_f [N]) (released code: `images *= probs`).
 
     Multiplying the pixels by them changes nothing in the forward pass: (1 − p) + p rounds to 1 in every floating-point
     type. In the backward pass it leads from the pixels to the selector, if that is trained.
-
-    Args:
-        relevance: [N] R_f, part of the selector's graph.
-
-    Returns:
-        [N] ones.
     """
     probabilities = relevance.softmax(dim=0)
     return (1 - probabilities).detach() + probabilities
