@@ -129,7 +129,7 @@ def _max(model: ViLaMPForConditionalGeneration, query: torch.Tensor, _: QFormerM
 
     def merge(features: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         relevance = cosine_with_unit(model.merger.relevance_map(features), mapped_query)
-        return features[torch.arange(len(features)), relevance.argmax(dim=1)]
+        return features[torch.arange(len(features), device=features.device), relevance.argmax(dim=1)]
 
     return merge
 
