@@ -12,14 +12,13 @@ from typing import Any
 import av
 import numpy as np
 
+from vilamp_lite.video.opening import ENCRYPTED, Opened, open_video, warn_of_other_streams
 from vilamp_lite.video.timeline import (
-    Opened,
     Plan,
     Scan,
     Timeline,
     VideoError,
     VideoInfo,
-    open_video,
     refuse_cut_file,
     rewound,
     scan_packets,
@@ -44,6 +43,7 @@ def read_timeline(path: Path) -> Timeline:
     version = version_of(path) if path.is_file() else (0, 0)
     container, stream = open_video(path)
     with container:
+        warn_of_other_streams(path, container, stream)
         scan = Scan()
         packets = scan_packets(path, container, stream, scan)
         frame = next(intact_frames(path, stream, packets, Damage()), None)
@@ -77,9 +77,14 @@ def intact_frames(
     spoilt_at: int | None = None
     latest: int | None = None
     for packet in chain(packets, [None]):  # None: hand out what the decoder still holds
+        # Some decoders make noise of encrypted data, without an error.
+        if packet and latest is None and packet.has_sidedata("encryption_info"):
+            raise VideoError(f"{path}: {ENCRYPTED}")
         try:
             frames = stream.decode(packet)
-        except av.error.FFmpegError:
+        except av.error.FFmpegError as error:
+            if packet and packet.has_sidedata("encryption_info"):
+                raise VideoError(f"{path}: {ENCRYPTED}") from error
             damage.packets += 1
             spoilt_at = tick(packet) if packet else latest
             continue
@@ -92,9 +97,11 @@ def intact_frames(
             elif spoilt_at is not None and frame.key_frame and frame.pts > spoilt_at:
                 spoilt_at = None
             if latest is not None and frame.pts < latest:
+                is_avi = stream.container.format.name == "avi"
+                cause = "AVI can't hold this codec's B-frames" if is_avi else "recordings joined, or damage"
+                at = float(frame.pts * stream.time_base)
                 raise VideoError(
-                    f"{path}: its timestamps are out of order at {float(frame.pts * stream.time_base):.2f} s "
-                    "(AVI can't hold this codec's B-frames); re-encode it with ffmpeg"
+                    f"{path}: its timestamps are out of order at {at:.2f} s ({cause}); re-encode it with ffmpeg"
                 )
             latest = frame.pts
             if spoilt_at is None:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from vilamp_lite.video.decoding import Pictures
-from vilamp_lite.video.timeline import Plan, Timeline, VideoError, demux, open_video
+from vilamp_lite.video.opening import open_video
+from vilamp_lite.video.timeline import Plan, Timeline, VideoError, demux
 
 # The codecs that decord 0.6.0 was found to decode like PyAV, to the bit, where every keyframe is a clean start: what
 # the first byte of a unit inside such a keyframe says. (Every keyframe of VP9 is one.)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -106,7 +106,7 @@ class Scan:
     """What the packets of a file say, in the time base of its video stream."""
 
     ticks: list[int] = field(default_factory=list)
-    end: int = 0
+    end: int | None = None
     hidden: int = 0
     reached: Fraction = Fraction(0)  # seconds, over all streams
     first: tuple[int | None, ...] | None = None
@@ -115,41 +115,6 @@ class Scan:
     def packets(self) -> int:
         """Packets of the video, hidden ones among them."""
         return len(self.ticks) + self.hidden
-
-
-Opened: TypeAlias = tuple[av.container.InputContainer, av.VideoStream]
-
-
-def open_video(path: Path) -> Opened:
-    """Open a file and find its video stream; its decoder reports damage that it would otherwise paint over."""
-    if path.is_dir():
-        raise VideoError(f"{path}: is a directory; pass a video file")
-    if not path.is_file():
-        reason = "is not a regular file" if path.exists() else "no such file"
-        raise VideoError(f"{path}: {reason}; pass the path of a video file")
-    if not path.stat().st_size:
-        raise VideoError(f"{path}: is empty (0 bytes); copy or download it again")
-    try:
-        # An absolute path, so that FFmpeg never takes part of a file's name for a protocol.
-        container = av.open(path.absolute(), metadata_errors="replace")
-    except (av.error.FFmpegError, OSError) as error:
-        raise VideoError(
-            f"{path}: cannot be opened as a video ({error.strerror}); it is of another kind, damaged, or cut short"
-        ) from error
-    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-    if container.format.name == "tty":
-        objection = "is a text file; pass a video file"  # FFmpeg would show it as a film
-    elif not streams:
-        objection = "has no video stream; pass a file that holds pictures"
-    elif streams[0].codec_context is None:
-        objection = "this build of PyAV can't decode its video; re-encode it as H.264"
-    else:
-        # Not PyAV's default, "SLICE": with it the H.264 decoder reports no damage at all, `explode` or not.
-        streams[0].thread_type = "AUTO"
-        streams[0].codec_context.options = {"err_detect": "explode"}
-        return container, streams[0]
-    container.close()
-    raise VideoError(f"{path}: {objection}")
 
 
 def rewound(container: av.container.InputContainer, stream: av.VideoStream, timeline: Timeline) -> bool:
@@ -191,7 +156,7 @@ def scan_packets(
     path: Path, container: av.container.InputContainer, stream: av.VideoStream, scan: Scan
 ) -> Iterator[av.Packet]:
     """Note what all packets say, and hand on those of the video."""
-    latest = None
+    latest = newest = None
     second = 1 / stream.time_base
     ends: dict[int, int] = {}  # of each stream, in its own time base: a fraction for each packet would double the time
     for packet in demux(container):
@@ -203,21 +168,29 @@ def scan_packets(
             continue
         end = shown + (packet.duration or 0)
         index = packet.stream_index
-        ends[index] = max(ends.get(index, 0), end)
+        ends[index] = max(ends.get(index, end), end)
         if index != stream.index:
             continue
         if latest is not None and packet.dts is not None and latest - packet.dts > second:
-            raise VideoError(
-                f"{path}: its timestamps run backwards, from {float(latest * stream.time_base):.2f} s to "
-                f"{float(packet.dts * stream.time_base):.2f} s (recordings joined, or damage); re-encode it with ffmpeg"
-            )
+            raise _runs_backwards(path, latest * stream.time_base, packet.dts * stream.time_base)
         latest = packet.dts
         if packet.is_discard:
             scan.hidden += 1
-        else:
-            scan.ticks.append(shown)
-            scan.end = max(scan.end, end)
+            continue
+        # No frame is shown before a keyframe's forerunners: its decoder would hand the frames out in the wrong order.
+        if newest is not None and shown < newest and packet.is_keyframe:
+            raise _runs_backwards(path, newest * stream.time_base, shown * stream.time_base)
+        newest = shown if newest is None else max(newest, shown)
+        scan.ticks.append(shown)
+        scan.end = end if scan.end is None else max(scan.end, end)
     scan.reached = max((end * container.streams[index].time_base for index, end in ends.items()), default=Fraction(0))
+
+
+def _runs_backwards(path: Path, before: Fraction, after: Fraction) -> VideoError:
+    return VideoError(
+        f"{path}: its timestamps run backwards, from {float(before):.2f} s to {float(after):.2f} s (recordings joined, "
+        "or damage); re-encode it with ffmpeg"
+    )
 
 
 def usual_step(ticks: np.ndarray, stream: av.VideoStream) -> int:

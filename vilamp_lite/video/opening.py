@@ -1,0 +1,111 @@
+"""Open a file that holds one video, and no other file, and choose the stream that players show."""
+
+import re
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeAlias
+
+import av
+
+from vilamp_lite.video.timeline import VideoError
+
+# FFmpeg's names of the containers that hold their pictures, or their sound, themselves. It opens no other kind: a
+# playlist (HLS, DASH, ffconcat, SDP) would make it read other files and addresses, a pattern (img%03d.png) other files.
+_CONTAINERS = """
+mov matroska avi flv live_flv kux asf asf_o mpegts mpeg mpegvideo ogg nut mxf gxf rm dv swf wtv ivf yuv4mpegpipe
+h261 h263 h264 hevc vvc evc m4v obu av1 dirac dnxhd cavsvideo avs2 avs3 vc1 vc1test apv mjpeg mjpeg_2000 smjpeg amv
+nsv nuv pva ty roq flic film_cpk smk bink idcin gif apng jpegxl_anim
+bmp_pipe dds_pipe dpx_pipe exr_pipe gif_pipe hdr_pipe j2k_pipe jpeg_pipe jpegls_pipe jpegxl_pipe jpegxs_pipe
+pam_pipe pbm_pipe pcx_pipe pfm_pipe pgm_pipe pgmyuv_pipe phm_pipe png_pipe ppm_pipe psd_pipe qoi_pipe sgi_pipe
+sunrast_pipe tiff_pipe webp_pipe xbm_pipe xpm_pipe xwd_pipe aac ac3 aiff amr caf dts eac3 flac mp3 w64 wav wv
+"""
+_PLAYLISTS = {
+    "HLS": rb"#EXTM3U",
+    "ffconcat": rb"ffconcat version",
+    "SDP": rb"v=\d+\r?\n",
+    "DASH": rb"(<\?xml.*?)?<MPD\b",
+    "Smooth Streaming": rb"(<\?xml.*?)?<SmoothStreamingMedia\b",
+}
+
+Opened: TypeAlias = tuple[av.container.InputContainer, av.VideoStream]
+
+
+def open_video(path: Path) -> Opened:
+    """Open a file and find its video stream; its decoder reports damage that it would otherwise paint over."""
+    if path.is_dir():
+        raise VideoError(f"{path}: is a directory; pass a video file")
+    if not path.is_file():
+        if re.match(r"[a-z][a-z0-9+.-]+:/", str(path), re.IGNORECASE):
+            raise VideoError(f"{path}: URLs are not read; pass the path of a video file")
+        reason = "is not a regular file" if path.exists() else "no such file"
+        raise VideoError(f"{path}: {reason}; pass the path of a video file")
+    if not path.stat().st_size:
+        raise VideoError(f"{path}: is empty (0 bytes); copy or download it again")
+    try:
+        container = _opened(path.absolute())
+    except (av.error.FFmpegError, OSError) as error:
+        reason = f"cannot be opened as a video ({error.strerror}); it is of another kind, damaged, or cut short"
+        raise VideoError(f"{path}: {_why_refused(path, error) or reason}") from error
+    stream = _shown_stream(container)
+    if stream is None:
+        objection = "has no video stream; pass a file that holds pictures"
+    elif stream.codec_context is None:
+        objection = "this build of PyAV can't decode its video; re-encode it as H.264"
+    elif "enc_key_id" in stream.metadata:  # Matroska's
+        objection = ENCRYPTED
+    else:
+        # Not PyAV's default, "SLICE": with it the H.264 decoder reports no damage at all, `explode` or not.
+        stream.thread_type = "AUTO"
+        stream.codec_context.options = {"err_detect": "explode"}
+        return container, stream
+    container.close()
+    raise VideoError(f"{path}: {objection}")
+
+
+ENCRYPTED = "is encrypted (DRM); pass a copy that is not"
+
+
+def warn_of_other_streams(path: Path, container: av.container.InputContainer, shown: av.VideoStream) -> None:
+    """Say which of several videos in a file is read."""
+    films = [stream for stream in _pictures(container) if stream is shown or stream.frames != 1]
+    if len(films) > 1:
+        warnings.warn(
+            f"{path}: holds {len(films)} video streams; stream {shown.index} is read, which players show by default "
+            f"({shown.codec.canonical_name}, {shown.width} × {shown.height}), and no other",
+            stacklevel=4,  # who asks for the file to be scanned
+        )
+
+
+def _shown_stream(container: av.container.InputContainer) -> av.VideoStream | None:
+    """The one that FFmpeg's player shows: the default stream, and a film before a still picture; but no cover."""
+    pictures = _pictures(container)
+    best = container.streams.best("video")
+    return best if best in pictures else next(iter(pictures), None)
+
+
+def _pictures(container: av.container.InputContainer) -> list[av.VideoStream]:
+    return [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+
+
+def _opened(path: Path) -> av.container.InputContainer:
+    """Open an absolute path, of whose name FFmpeg takes no part for a protocol or a pattern of names."""
+    options = {"format_whitelist": ",".join(_CONTAINERS.split()), "protocol_whitelist": "file,fd"}
+    if not set("%*?{") & set(str(path)):
+        return av.open(path, metadata_errors="replace", options=options)
+    with path.open("rb", buffering=0) as file:  # FFmpeg keeps a handle of its own
+        return av.open("fd:", metadata_errors="replace", options=options | {"fd": str(file.fileno())})
+
+
+def _why_refused(path: Path, error: Exception) -> str | None:
+    """Name the kind of a file that isn't a container of one video, if its first bytes tell."""
+    start = b"\0"
+    with suppress(OSError), path.open("rb") as file:
+        start = file.read(4096)
+    for kind, beginning in _PLAYLISTS.items():
+        if re.match(beginning, start, re.DOTALL):
+            return f"is a playlist ({kind}), which names other files; pass the file that holds the video itself"
+    is_unlisted = isinstance(error, av.error.ArgumentError)
+    if is_unlisted and b"\0" not in start:
+        return "is a text file; pass a video file"  # FFmpeg would show it as a film
+    return None
