@@ -70,7 +70,7 @@ table: $(STAMP)  ## run the quoted notebooks, and write the tables of README and
 figures: $(STAMP)  ## draw the committed figures again
 	echo "drawing the figures …"
 	$(BIN)/vilamp keyframes data/photo_tour.mp4 "a cup of coffee on a wooden table" --encoder conse --max-keyframes 8 \
-		--strip figures/film_strip.png
+		--strip figures/film_strip.png --overwrite
 	$(BIN)/python -m figures.make_figures
 
 studies: $(STAMP)  ## record the full runs of notebooks 05, 07 and 08 in figures/results (90 minutes); a stopped run goes on

@@ -267,3 +267,25 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(
     code, out, err = vilamp(*command.split())
     assert (code, out) == (130, "")
     assert err == f"vilamp: stopped; {kept}; to go on: vilamp {command}\n"
+
+
+def test_files_that_are_there_are_refused_unless_overwritten(tmp_path: Path, vilamp: Vilamp, refusal: Refusal) -> None:
+    """The command's own earlier output too; a link never, nor the file behind it."""
+    world, description, strip = (tmp_path / name for name in ("x.mp4", "x.json", "x.png"))
+    make = ("tinyworld", "--frames", 16, "--out", world)
+    draw = ("keyframes", TOUR, "a cat", "--max-frames", 3, "--strip", strip)
+    for arguments, file in ((make, world), (make, description), (draw, strip)):
+        file.write_text("mine")
+        assert f"{file} is there already: name another file, or replace it with --overwrite" in refusal(*arguments)
+        file.unlink()
+        (tmp_path / "victim").write_text("mine")
+        file.symlink_to(tmp_path / "victim")
+        assert f"{file} is there, and it is not a file of its own" in refusal(*arguments, "--overwrite")
+        file.unlink()
+        assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+    for arguments, file in ((make, world), (draw, strip)):
+        assert vilamp(*arguments)[0] == 0
+        assert "is there already" in refusal(*arguments)
+        made = file.stat().st_ino
+        assert vilamp(*arguments, "--overwrite")[0] == 0
+        assert file.stat().st_ino != made

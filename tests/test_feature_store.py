@@ -22,6 +22,7 @@ from tiny_models import tiny_model
 from video_files import write_video
 
 from vilamp_lite.cli import main
+from vilamp_lite.common.files import UNFINISHED
 from vilamp_lite.common.fingerprints import tensors_fingerprint
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration as Model
 from vilamp_lite.processing import ViLaMPProcessor as Processor
@@ -170,6 +171,11 @@ def test_a_whole_store_is_left_alone(whole: Path, video: Path, model: Model, pro
     before = {path.name: path.stat().st_mtime_ns for path in whole.iterdir() if path.name != ".lock"}
     FeatureStore.open(whole).encode(video, model, processor)
     assert {path.name: path.stat().st_mtime_ns for path in whole.iterdir() if path.name != ".lock"} == before
+    # Not even a lock is made: the disk may be read-only.
+    (whole / ".lock").unlink()
+    touched = whole.stat().st_mtime_ns
+    FeatureStore.open(whole).encode(video, model, processor)
+    assert whole.stat().st_mtime_ns == touched
     assert json.loads((whole / "manifest.json").read_text())["num_frames"] == FRAMES
 
 
@@ -311,11 +317,47 @@ def test_missing_shards(copied: Path, model: Model, processor: Processor) -> Non
             look()
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"num_frames": 0}', '{"num_frames": "x"}', '{"num_frames": 9}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{", "[" * 100_000, '{"num_frames": 0}', '{"num_frames": "x"}', '{"num_frames": 9}'],
+    ids=lambda content: content[:20],
+)
 def test_a_damaged_manifest(content: str, copied: Path) -> None:
     (copied / "manifest.json").write_text(content)
     with pytest.raises(ValueError, match=r"manifest\.json is damaged, or no store's; delete the folder"):
         FeatureStore.open(copied)
+
+
+def test_files_of_others_stay_as_they_are(
+    copied: Path, whole: Path, video: Path, model: Model, processor: Processor, tmp_path: Path
+) -> None:
+    """Beside a store that is mended, and in a folder that is to become one."""
+    names = ["model-00001-of-00002.safetensors", "frames-00001-old.safetensors", "x-00001-y.safetensors", "notes.txt"]
+    names += ["frames-00009-0123456789abcdef.safetensors", "manifest.tmp"]
+    for name in names:
+        (copied / name).write_text("mine")
+    (copied / ".waiting").symlink_to(tmp_path / "victim")
+    (tmp_path / "victim").write_text("mine")
+    damaged = next(copied.glob("patches-00001-*"))
+    damaged.write_bytes(b"")
+    FeatureStore.open(copied).encode(video, model, processor)
+    left = files(copied)
+    assert {name: left.pop(name) for name in (*names, ".waiting")} == dict.fromkeys((*names, ".waiting"), b"mine")
+    assert left == files(whole)
+    assert (copied / ".waiting").is_symlink()
+
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / ".waiting").symlink_to(tmp_path / "victim")
+    with pytest.raises(ValueError, match=r"holds other files and no manifest\.json"):
+        FeatureStore.open(other)
+    (other / ".waiting").rename(other / "manifest.json")
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged, or no store's"):
+        FeatureStore.open(other)
+    (tmp_path / "victim").unlink()
+    with pytest.raises(ValueError, match=r"manifest\.json is a link"):
+        FeatureStore(other).encode(video, model, processor)
+    assert (other / "manifest.json").is_symlink()
 
 
 # --- Refusals --------------------------------------------------------------------------------------------------------
@@ -521,7 +563,7 @@ def test_ctrl_c_keeps_the_store_and_says_how_to_go_on(
     assert line == f"vilamp: stopped; {kept}; to go on: vilamp encode {video} --random-weights"
     before = files(store)
     assert "manifest.json" in before
-    assert ".waiting" not in before
+    assert not any(name.startswith(UNFINISHED) for name in before)
     assert f"{store} lacks" in vilamp("ask", store, "?", "--random-weights")[2]
     assert vilamp("encode", video, "--random-weights")[0] == 0
     after = files(store)

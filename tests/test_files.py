@@ -1,11 +1,13 @@
 """Files that appear whole or not at all."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-from vilamp_lite.common.files import alone_in, written_whole
+from vilamp_lite.common.files import UNFINISHED, alone_in, require_new, saved_whole, unfinished, written_whole
 
 
 def test_a_file_appears_at_the_end(tmp_path: Path) -> None:
@@ -43,6 +45,99 @@ def test_after_an_error_the_old_file_is_there(tmp_path: Path) -> None:
         stopped_halfway()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_kill_leaves_is_cleared_by_the_next_writer_and_nothing_else(tmp_path: Path) -> None:
+    strangers = {
+        tmp_path / "table.1.csv": "a name that a temporary file might have",
+        tmp_path / f"{UNFINISHED}notes": "a file",
+        tmp_path / f"{UNFINISHED}mine" / "notes.txt": "in a folder that nothing of ours has locked",
+        tmp_path / "elsewhere" / "notes.txt": "behind a link",
+        tmp_path / "elsewhere" / ".lock": "",
+    }
+    for path, content in strangers.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+    (tmp_path / f"{UNFINISHED}link").symlink_to("elsewhere")
+    before = set(tmp_path.iterdir())
+    for _ in range(2):
+        if not (child := os.fork()):
+            with written_whole(tmp_path / "table.csv") as waiting:
+                waiting.write_text("ne")
+                os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert len(set(tmp_path.iterdir()) - before) == 1
+    with unfinished(tmp_path) as alive:  # another writer, at work in the same folder
+        with written_whole(tmp_path / "table.csv") as waiting:
+            waiting.write_text("new")
+        assert set(tmp_path.iterdir()) == before | {alive, tmp_path / "table.csv"}
+    assert set(tmp_path.iterdir()) == before | {tmp_path / "table.csv"}
+    assert {path: path.read_text() for path in strangers} == strangers
+
+
+def test_a_writer_whose_folder_is_cleared_before_it_is_locked_gets_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acquire = FileLock.acquire
+
+    def late(lock: FileLock, *arguments: object, **options: object) -> object:
+        Path(lock.lock_file).parent.rmdir()
+        monkeypatch.setattr(FileLock, "acquire", acquire)
+        return lock.acquire(*arguments, **options)
+
+    monkeypatch.setattr(FileLock, "acquire", late)
+    with written_whole(tmp_path / "table.csv") as waiting:
+        waiting.write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    victim, link = tmp_path / "victim.csv", tmp_path / "table.csv"
+    for content in ("mine", None):
+        if content:
+            victim.write_text(content)
+        else:
+            victim.unlink()
+        link.unlink(missing_ok=True)
+        link.symlink_to(victim)
+        with pytest.raises(ValueError, match=r"table\.csv is a link"), written_whole(link) as waiting:
+            waiting.write_text("new")
+        assert link.readlink() == victim
+        assert victim.exists() == bool(content)
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="it is not a file of its own"):
+            require_new(link, overwrite=overwrite)
+
+
+def test_a_full_disk_is_said_of_the_file(tmp_path: Path) -> None:
+    def full() -> None:
+        with written_whole(tmp_path / "table.csv"), open("/dev/full", "w") as disk:
+            disk.write("x")
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*table\.csv'"):
+        full()
+    with pytest.raises(OSError, match=r"No such file or directory: '.*nowhere'"), written_whole(tmp_path / "nowhere/x"):
+        pass
+
+
+def test_a_model_is_saved_beside_the_files_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, order, replace = tmp_path / "model", [], os.replace
+    folder.mkdir()
+    (folder / "model-00001-of-00002.safetensors").write_text("of somebody else")
+    monkeypatch.setattr(os, "replace", lambda old, new: (order.append(new.name), replace(old, new)))
+    for content in ("first", "second"):
+        with saved_whole(folder) as waiting:
+            assert list(waiting.iterdir()) == []
+            (waiting / "selector").mkdir()
+            for name in ("config.json", "weights", "selector/config.json"):
+                (waiting / name).write_text(content)
+        assert order[-1] == "config.json"
+        written = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+        assert written == {
+            "model-00001-of-00002.safetensors": "of somebody else",
+            **dict.fromkeys(("config.json", "weights", "selector/config.json"), content),
+        }
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:

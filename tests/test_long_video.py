@@ -117,6 +117,24 @@ def test_a_video_is_made_once_and_a_damaged_one_anew(tmp_path: Path) -> None:
     assert len({path, *paths}) == 3
 
 
+def test_files_of_others_are_refused_and_stay(tmp_path: Path) -> None:
+    path = long_video(tmp_path / "made", FRAMES).path
+    strangers = {path.name: b"mine", path.with_suffix(".json").name: b'{"mine": 1}'}
+    strangers |= {f"{path.stem}.parts/000000.mp4": b"mine"}
+    for name, content in strangers.items():
+        file = tmp_path / "folder" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{file.name} is there, and no"):
+            long_video(tmp_path / "folder", FRAMES)
+        assert file.read_bytes() == content
+        file.unlink()
+    notes = file.with_name("notes.txt")
+    notes.write_text("mine")
+    long_video(tmp_path / "folder", FRAMES)
+    assert [file.name for file in notes.parent.iterdir()] == ["notes.txt"]
+
+
 def test_whoever_waits_takes_the_video_that_the_other_made(tmp_path: Path) -> None:
     made = long_video(tmp_path / "made", FRAMES).path
     path = tmp_path / "wanted" / made.name

@@ -9,7 +9,7 @@ from typer import Argument, Option
 from vilamp_lite import plots
 from vilamp_lite.cli import options
 from vilamp_lite.cli.shown import show, table
-from vilamp_lite.common import written_whole
+from vilamp_lite.common import require_new, written_whole
 from vilamp_lite.tinyworld import FAMILIES, describe_haystack, hide, sample_questions, save
 from vilamp_lite.video import SampledVideo
 
@@ -42,11 +42,12 @@ def keyframes(
     max_frames: options.MaxFrames = None,
     device: options.Device = None,
     strip: Annotated[Path | None, Option(help="Draw the keyframes into this PNG.")] = None,
+    overwrite: options.Overwrite = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Choose the frames of VIDEO that answer QUERY and differ from each other (the paper's Algorithm 1)."""
     if strip is not None:
-        _require_writable("--strip", strip, ".png")
+        _require_writable("--strip", strip, ".png", overwrite)
     from vilamp_lite.encoders import embed_video, load_encoder
     from vilamp_lite.keyframes import check_rule, select_keyframes
 
@@ -84,19 +85,21 @@ def tinyworld(
     depth: Annotated[float, Option(help="Where the needle stands, from 0 (start) to 1 (end).")] = 0.5,
     family: Annotated[str, Option(help=f"What is asked: {', '.join(FAMILIES)}.")] = "attribute",
     seed: Annotated[int, Option(min=0, help="Draw the question and the haystack from this seed.")] = 0,
+    overwrite: options.Overwrite = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Write a TinyWorld video with a needle in a haystack, and a question that only the needle answers."""
-    _require_writable("--out", out, ".mp4")
+    _require_writable("--out", out, ".mp4", overwrite)
     (question,) = sample_questions(family, 1, seed)
     haystack = hide(question, frames, depth, seed)
-    save(haystack, out)
+    save(haystack, out, overwrite=overwrite)
     needles = ", ".join(f"{start}–{stop - 1}" for start, stop in haystack.needle_frames)
     line = f"{out}: {frames:,} frames; “{question.text}” {question.answer} (frames {needles})"
     show(as_json, describe_haystack(haystack, out, frames), line)
 
 
-def _require_writable(option: str, path: Path, ending: str) -> None:
-    """Refuse a path that can't be written to, before hours of work."""
+def _require_writable(option: str, path: Path, ending: str, overwrite: bool) -> None:
+    """Refuse a path that can't be written to, or has a file, before hours of work."""
     if path.suffix.lower() != ending or path.is_dir() or not path.resolve().parent.is_dir():
         raise ValueError(f"{option} must name a {ending} file in an existing folder, got {path}")
+    require_new(path, overwrite=overwrite)

@@ -23,7 +23,8 @@ Seed = Annotated[int, Option(help="Draw batches and new weights from this seed."
 Processes = Annotated[int, Option(min=1, help="Share each batch among so many processes of one thread.")]
 MixedPrecision = Annotated[Literal["no", "bf16"], Option(help="bf16 on a GPU that has it.")]
 Kept = Annotated[Path, Option(help="This folder holds all that is made; the same command goes on there.")]
-# What is printed.
+# What is written and printed.
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace a file that is there.")]
 AsJson = Annotated[bool, Option("--json", help="Print one JSON object instead of a table.")]
 
 

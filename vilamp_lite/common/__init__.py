@@ -5,7 +5,7 @@ import lazy_loader
 _NAMES = {
     "checks": "ArrayLike choice cosine describe finite_number float_tensor positive_int require_finite",
     "outside": "File Text checked checked_json",
-    "files": "LOCK alone_in write_json written_whole",
+    "files": "LOCK UNFINISHED alone_in clear_unfinished require_new saved_whole unfinished write_json written_whole",
     "fingerprints": "PACKAGE code_checksum code_fingerprint file_sha256 parameters_sum tensors_fingerprint "
     "weights_fingerprint",
     "hub": "IGNORED loaded read_json read_safetensors usable_device",

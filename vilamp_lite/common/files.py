@@ -1,40 +1,113 @@
-"""Files that appear whole or not at all, and folders in which one process works at a time."""
+"""Files that appear whole or not at all, in places that were free or our own; folders in which one process works."""
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 LOCK = ".lock"
+UNFINISHED = ".vilamp-unfinished-"  # begins the name of a folder that holds what is being written beside it
 
 
 @contextmanager
-def written_whole(
-    path: str | os.PathLike[str], *, durable: bool = False, waiting: Path | None = None
-) -> Iterator[Path]:
+def written_whole(path: str | os.PathLike[str], *, durable: bool = False) -> Iterator[Path]:
     """Give a path to write to; what is there at the end takes the place of `path`, and after an error nothing does.
 
     Args:
         path: the file; its folder is there.
         durable: wait until the system has the file and its name on the disk, for what took hours to make.
-        waiting: its path until then, for who writes alone there: what a kill leaves is written over the next time.
+
+    Raises:
+        ValueError: the file is a link, which leads to a file of somebody else.
     """
     path = Path(path)
-    # A name of this process alone, so that two that write the same file do not mix; FFmpeg goes by the last ending.
-    waiting = waiting or path.with_name(f"{path.stem}.{os.getpid()}{path.suffix}")
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link, which is not written through: name the file that it leads to")
     try:
+        with unfinished(path.parent) as folder:
+            waiting = folder / path.name
+            yield waiting
+            _put(waiting, path, durable)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # of a full disk it says nothing
+        raise
+
+
+@contextmanager
+def saved_whole(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to save a model to; its files then take their places in `folder`, each of them whole.
+
+    Whatever else lies in `folder` stays there. Its config.json comes last: who finds it finds the rest.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with unfinished(folder.parent) as place:
+        waiting = place / "model"
+        waiting.mkdir()
         yield waiting
-        if durable:
-            _onto_the_disk(waiting)
-        os.replace(waiting, path)
-        if durable:
-            _onto_the_disk(path.parent)
+        files = [file for file in waiting.rglob("*") if file.is_file()]
+        for file in sorted(files, key=lambda file: (file == waiting / "config.json", file)):
+            target = folder / file.relative_to(waiting)
+            target.parent.mkdir(exist_ok=True)
+            _put(file, target, durable=True)
+
+
+@contextmanager
+def unfinished(beside: Path) -> Iterator[Path]:
+    """Give a new folder in the folder `beside`, for what is not finished; it is gone at the end.
+
+    A kill leaves it there without a holder, and the next call in the same place clears it away.
+    """
+    clear_unfinished(beside)
+    try:
+        folder = Path(mkdtemp(prefix=UNFINISHED, dir=beside))
+    except OSError as error:
+        error.filename = str(beside)  # not a name that nobody gave
+        raise
+    try:
+        with FileLock(folder / LOCK):  # which makes the folder again if another process has just cleared it away
+            yield folder
     finally:
-        waiting.unlink(missing_ok=True)
+        shutil.rmtree(folder)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Delete what killed writers have left in a folder, if the disk allows it."""
+    for left in folder.glob(f"{UNFINISHED}*"):
+        with suppress(OSError, Timeout):  # Timeout: its writer is alive
+            left.rmdir()  # killed before it held anything
+        if left.is_symlink() or not (left / LOCK).is_file():
+            continue
+        with suppress(OSError, Timeout), FileLock(left / LOCK, timeout=0):
+            shutil.rmtree(left)
+
+
+def _put(waiting: Path, path: Path, durable: bool) -> None:
+    """Let a finished file take its place."""
+    if durable:
+        _onto_the_disk(waiting)
+    os.replace(waiting, path)
+    if durable:
+        _onto_the_disk(path.parent)
+
+
+def require_new(path: Path, *, overwrite: bool = False) -> None:
+    """Refuse to write where there is something, before hours of work; a link leads to a file of somebody else.
+
+    Raises:
+        ValueError: there is something, and it shall not be overwritten, or is no file.
+    """
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink() or not path.is_file():
+        raise ValueError(f"{path} is there, and it is not a file of its own: name another one")
+    if not overwrite:
+        raise ValueError(f"{path} is there already: name another file, or replace it with --overwrite")
 
 
 def _onto_the_disk(path: Path) -> None:

@@ -31,7 +31,7 @@ import torch
 from safetensors import safe_open
 
 from vilamp_lite.common.checks import require_finite
-from vilamp_lite.common.files import LOCK, alone_in, written_whole
+from vilamp_lite.common.files import LOCK, UNFINISHED, alone_in, clear_unfinished, written_whole
 from vilamp_lite.common.fingerprints import file_sha256, tensors_fingerprint
 from vilamp_lite.common.progress import progress_bar
 from vilamp_lite.generation import answer
@@ -46,7 +46,7 @@ STORED_TYPES = (torch.float16, torch.bfloat16, torch.float32)
 _KINDS = ("frames", "patches")
 _READERS = 4  # threads, each with a shard in memory
 _MADE_OF = {"video", "fps", "max_frames", "num_frames", "dtype", "weights", "vision_feature_layer", "pixels"}
-_MANIFEST, _WAITING = "manifest.json", ".waiting"
+_MANIFEST = "manifest.json"
 _SHARD_NAME = re.compile(r"(frames|patches)-(\d{5,})-[0-9a-f]{16}\.safetensors")
 _Shard = tuple[str, int]  # kind and number
 
@@ -95,8 +95,8 @@ class FeatureStore:
         if store.folder.exists() and not store.folder.is_dir():
             raise ValueError(f"{folder} is not a folder: a store is one")
         if store.folder.is_dir() and not store._is_made():
-            others = {path.name for path in store.folder.iterdir()} - {LOCK, _WAITING}
-            if others:
+            names = (path.name for path in store.folder.iterdir())
+            if any(name != LOCK and not name.startswith(UNFINISHED) for name in names):
                 raise ValueError(f"{folder} holds other files and no {_MANIFEST}: name a store, or a new folder")
         return store
 
@@ -163,11 +163,19 @@ class FeatureStore:
             "dtype": _type_name(dtype),
             **_model_settings(model, processor),
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
+        clear_unfinished(self.folder)
+        if self._holds_all_of(made_of):
+            return
         with alone_in(self.folder, "encoding"):
             self._claim(made_of)
             if missing := self._clean():
                 self._fill(source, missing, model, processor, dtype)
+
+    def _holds_all_of(self, made_of: dict[str, Any]) -> bool:
+        """Tell whether there is nothing to write; then nothing is touched, and the disk may be read-only."""
+        if not self._is_made() or _differences(self.settings, made_of):
+            return False
+        return len(self._shards()) == len(_KINDS) * self._count and not self._damaged_or_missing()
 
     def _claim(self, made_of: dict[str, Any]) -> None:
         """Write the manifest of a new store; refuse to add to a store that was made otherwise."""
@@ -180,14 +188,18 @@ class FeatureStore:
 
     def _clean(self) -> set[int]:
         """Delete shards that are damaged or half there, and return the numbers of those to be made."""
-        shards = self._shards()
-        checked = mapped_ahead(lambda key: self._name(*key, shards[key].read_bytes()), shards, _READERS)
-        intact = {key for key, name in zip(shards, checked, strict=True) if name == shards[key].name}
-        whole = {number for number in range(self._count) if all((kind, number) in intact for kind in _KINDS)}
-        for number in {number for _, number in shards} - whole:
-            for path in self.folder.glob(f"*-{number:05d}-*.safetensors"):
+        missing = self._damaged_or_missing()
+        for (_, number), path in self._found():
+            if number in missing:
                 path.unlink()
-        return set(range(self._count)) - whole
+        return missing
+
+    def _damaged_or_missing(self) -> set[int]:
+        """The numbers of which not every kind is there as it was written."""
+        found = list(self._found())
+        checked = mapped_ahead(lambda shard: self._name(*shard[0], shard[1].read_bytes()), found, _READERS)
+        intact = {key for (key, path), name in zip(found, checked, strict=True) if name == path.name}
+        return {number for number in range(self._count) for kind in _KINDS if (kind, number) not in intact}
 
     def _fill(
         self,
@@ -240,7 +252,7 @@ class FeatureStore:
     def _write(self, name: str, data: bytes) -> None:
         """Write a file whole or not at all, and onto the disk: a store is hours of work."""
         try:
-            with written_whole(self.folder / name, durable=True, waiting=self.folder / _WAITING) as waiting:
+            with written_whole(self.folder / name, durable=True) as waiting:
                 waiting.write_bytes(data)
         except OSError as error:
             raise OSError(
@@ -333,10 +345,16 @@ class FeatureStore:
         """How many shards of each kind the video takes."""
         return ceil(self.num_frames / FRAMES_PER_SHARD)
 
+    def _found(self) -> Iterator[tuple[_Shard, Path]]:
+        """What is called like a shard of this video, whole or not; there may be two of one number."""
+        for path in self.folder.iterdir():
+            match = _SHARD_NAME.fullmatch(path.name)
+            if match and int(match[2]) < self._count:
+                yield (match[1], int(match[2])), path
+
     def _shards(self) -> dict[_Shard, Path]:
         """The shards that are there, whole or not."""
-        found = [(_SHARD_NAME.fullmatch(path.name), path) for path in self.folder.iterdir()]
-        return {(match[1], int(match[2])): path for match, path in found if match}
+        return dict(self._found())
 
     def _complete(self) -> dict[_Shard, Path]:
         """All shards; none may be missing."""
@@ -363,7 +381,7 @@ class FeatureStore:
                 manifest = json.loads(file.read_text())
                 if manifest["num_frames"] >= 1 and manifest.keys() >= _MADE_OF:
                     self._made_of = manifest
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 pass
             if self._made_of is None:
                 raise ValueError(

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vilamp_lite.common.checks import choice, positive_int
-from vilamp_lite.common.files import write_json
+from vilamp_lite.common.files import require_new, write_json
 from vilamp_lite.common.progress import progress_bar
 from vilamp_lite.tinyworld.questions import SPLITS, Question, random_scene, scene_seed
 from vilamp_lite.tinyworld.render import Scene, write_video
@@ -89,16 +89,23 @@ def hide(
     return Haystack(question, tuple(scenes), tuple(spans[number] for number in range(len(needles))))
 
 
-def save(haystack: Haystack, path: str | PathLike[str]) -> Path:
+def save(haystack: Haystack, path: str | PathLike[str], *, overwrite: bool = False) -> Path:
     """Write the video at one frame per second, and beside it X.json, see `describe_haystack`.
+
+    Args:
+        haystack: what it shows.
+        path: the video, X.mp4.
+        overwrite: whether files that are there may be replaced.
 
     Returns:
         The path of the JSON file.
     """
+    description = Path(path).with_suffix(".json")
+    for file in (Path(path), description):
+        require_new(file, overwrite=overwrite)
     num_frames = sum(scene.num_frames for scene in haystack.scenes)
     with progress_bar(num_frames, "frames", "draw the video") as bar:
         write_video(path, _counted(haystack.scenes, bar))
-    description = Path(path).with_suffix(".json")
     write_json(description, describe_haystack(haystack, path, num_frames))
     return description
 

@@ -5,8 +5,8 @@ Beside X.mp4 stands X.json: the question, its needles, and the file's SHA-256.
 """
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from vilamp_lite.common.fingerprints import file_sha256
 from vilamp_lite.common.progress import progress_bar
 from vilamp_lite.tinyworld.haystack import Haystack, describe_haystack, hide
 from vilamp_lite.tinyworld.questions import sample_questions
-from vilamp_lite.tinyworld.render import FORMAT_TAG, Scene, write_video
+from vilamp_lite.tinyworld.render import FORMAT_TAG, Scene, is_tinyworld, write_video
+from vilamp_lite.video.source import probe
 
 PART_FRAMES = 1000  # at least; a part ends with a scene
 
@@ -56,6 +57,7 @@ def long_video(
         seed: of the question and the haystack.
 
     Raises:
+        ValueError: something else has the video's name, or one of its parts'.
         OSError: the folder can't be written to; finished parts are kept.
     """
     (question,) = sample_questions(family, 1, seed)
@@ -71,18 +73,35 @@ def long_video(
 
 
 def _make(haystack: Haystack, num_frames: int, path: Path, about: dict[str, Any]) -> None:
-    parts = path.with_suffix(".parts")
-    parts.mkdir(exist_ok=True)
-    _join(_write_parts(haystack.scenes, num_frames, parts), path)
-    write_json(path.with_suffix(".json"), about | {"sha256": file_sha256(path)})
-    shutil.rmtree(parts)
+    description, folder = path.with_suffix(".json"), path.with_suffix(".parts")
+    for file, other in ((path, description), (description, path)):
+        if file.exists() and not _is_ours(file) and not _is_ours(other):
+            raise ValueError(f"{file} is there, and no TinyWorld video: choose another folder")
+    folder.mkdir(exist_ok=True)
+    parts = _write_parts(haystack.scenes, num_frames, folder)
+    _join(parts, path)
+    write_json(description, about | {"sha256": file_sha256(path)})
+    for part in parts:
+        part.unlink()
+    with suppress(OSError):  # others' files stay in it
+        folder.rmdir()
+
+
+def _is_ours(file: Path) -> bool:
+    """Tell whether a file is one of ours, however damaged: a TinyWorld video, or what stands beside one."""
+    try:
+        if file.suffix == ".mp4":
+            return is_tinyworld(probe(file))
+        return "needle_frames" in json.loads(file.read_text())
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
 
 
 def _is_intact(path: Path, about: dict[str, Any]) -> bool:
     try:
         found = json.loads(path.with_suffix(".json").read_text())
         return found == json.loads(json.dumps(about)) | {"sha256": file_sha256(path)}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
 
 
@@ -92,8 +111,10 @@ def _write_parts(scenes: Iterable[Scene], num_frames: int, folder: Path) -> list
     with progress_bar(num_frames, "frames", "draw the video") as bar:
         for number, part in enumerate(_in_parts(scenes)):
             paths.append(folder / f"{number:06d}.mp4")
-            if not paths[-1].is_file():
+            if not paths[-1].exists():
                 write_video(paths[-1], part)
+            elif not _is_ours(paths[-1]):
+                raise ValueError(f"{paths[-1]} is there, and no part of a TinyWorld video: choose another folder")
             bar.update(sum(scene.num_frames for scene in part))
     return paths
 
