@@ -218,10 +218,10 @@ class Counted(Processor):
 
     pipe: int
 
-    def vision_pixels(self, frames: np.ndarray) -> torch.Tensor:
+    def vision_pixels(self, frames: np.ndarray, *device: torch.device) -> torch.Tensor:
         if len(frames) > 1:  # not the picture that identifies the processor
             os.write(self.pipe, bytes([len(frames)]))
-        return super().vision_pixels(frames)
+        return super().vision_pixels(frames, *device)
 
 
 def test_killed_at_20_random_moments(
@@ -440,11 +440,11 @@ def test_a_second_writer_is_refused(
     started, says = os.pipe()
 
     class Waiting(Processor):
-        def vision_pixels(self, frames: np.ndarray) -> torch.Tensor:
+        def vision_pixels(self, frames: np.ndarray, *device: torch.device) -> torch.Tensor:
             if len(frames) > 1:
                 os.write(says, b"!")
                 time.sleep(600)
-            return super().vision_pixels(frames)
+            return super().vision_pixels(frames, *device)
 
     waiting = Waiting(model.config, processor.tokenizer, processor.selector_tokenizer)
     store = FeatureStore.open(tmp_path / "store")

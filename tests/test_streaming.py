@@ -201,12 +201,12 @@ class Interrupted(Processor):
 
     left: int
 
-    def vision_pixels(self, frames: np.ndarray) -> torch.Tensor:
+    def vision_pixels(self, frames: np.ndarray, *device: torch.device) -> torch.Tensor:
         """Make pixels until it is stopped."""
         self.left -= len(frames)
         if self.left < 0:
             raise KeyboardInterrupt
-        return super().vision_pixels(frames)
+        return super().vision_pixels(frames, *device)
 
 
 @pytest.mark.parametrize("left", [5, FRAMES_PER_SHARD + 9])

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedConfig
+from transformers.image_utils import PILImageResampling
 
 import vilamp_lite.tinyworld.encoder  # noqa: F401  its kind of model, for transformers
 from vilamp_lite.common.checks import ArrayLike, describe
@@ -60,7 +61,7 @@ class CLIPEncoder:
     def encode_frames(self, frames: ArrayLike) -> torch.Tensor:
         """Embed RGB frames, uint8 [B, H, W, 3], as unit vectors, float32 [B, D], on the CPU."""
         side = self._model.config.vision_config.image_size
-        pixels = pixels_of(frames, self._image_processor, side)
+        pixels = pixels_of(frames, self._image_processor, side, self.device)
         with full_precision(self.device):
             return unit_vectors(self._model.get_image_features(pixels.to(self.device)))
 
@@ -76,11 +77,14 @@ class CLIPEncoder:
             return unit_vectors(self._model.get_text_features(**inputs))
 
 
-def pixels_of(frames: ArrayLike, image_processor: Any, side: int) -> torch.Tensor:
+def pixels_of(frames: ArrayLike, image_processor: Any, side: int, device: torch.device | None = None) -> torch.Tensor:
     """Turn frames, uint8 [B, H, W, 3], into what an image processor makes of them, [B, 3, side, side].
 
-    A frame of a full-size model takes milliseconds, mostly outside Python's lock; in one thread a GPU would wait.
+    For a GPU they are made there (`resized_there`), and otherwise on the CPU by the image processor itself. A frame of
+    a full-size model takes it milliseconds, mostly outside Python's lock; in one thread a model would wait.
     """
+    if device is not None and device.type == "cuda" and _squares_and_scales(image_processor):
+        return resized_there(frames, image_processor, device)
     frames = checked_frames(frames).cpu().numpy()
 
     def pixels(part: np.ndarray) -> torch.Tensor:
@@ -90,6 +94,43 @@ def pixels_of(frames: ArrayLike, image_processor: Any, side: int) -> torch.Tenso
     if threads < 2:
         return pixels(frames)
     return torch.cat(list(mapped_ahead(pixels, np.array_split(frames, threads), threads)))
+
+
+def resized_there(frames: ArrayLike, image_processor: Any, device: torch.device) -> torch.Tensor:
+    """Make an image processor's pixels on the device: the frames travel as bytes, a quarter of what floats take.
+
+    They differ from Pillow's by one grey level of 255, since its coefficients are whole numbers.
+    """
+    frames = checked_frames(frames)
+    if device.type == "cuda":
+        frames = frames.pin_memory()  # or the copy would wait for what the device is doing
+    frames = frames.to(device, non_blocking=True).movedim(-1, 1)
+    size, (height, width) = image_processor.size, frames.shape[2:]
+    if size.shortest_edge:
+        short = min(height, width)
+        height, width = (int(size.shortest_edge * edge / short) for edge in (height, width))
+    else:
+        height, width = size.height, size.width
+    # Pillow's two passes: each ends in bytes, and rows come first only where that leaves less for the second.
+    rows_first = height < frames.shape[2] and width > frames.shape[3]
+    pixels = frames.float()
+    for shape in ((height, frames.shape[3]) if rows_first else (frames.shape[2], width), (height, width)):
+        pixels = F.interpolate(pixels, shape, mode="bicubic", antialias=True).round_().clamp_(0, 255)
+    if image_processor.do_center_crop:
+        crop = image_processor.crop_size
+        top, left = (height - crop.height) // 2, (width - crop.width) // 2
+        pixels = pixels[..., top : top + crop.height, left : left + crop.width]
+    mean, deviation = (
+        torch.tensor(values, device=device)[:, None, None]
+        for values in (image_processor.image_mean, image_processor.image_std)
+    )
+    return (pixels * image_processor.rescale_factor - mean) / deviation
+
+
+def _squares_and_scales(image_processor: Any) -> bool:
+    """Tell whether an image processor does what `resized_there` does, as CLIP's and SigLIP's own do."""
+    steps = (image_processor.do_resize, image_processor.do_rescale, image_processor.do_normalize)
+    return all(steps) and not image_processor.do_pad and image_processor.resample == PILImageResampling.BICUBIC
 
 
 def text_inputs(texts: list[str], tokenizer: Any, config: PreTrainedConfig) -> dict[str, torch.Tensor]:

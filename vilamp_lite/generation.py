@@ -1,14 +1,15 @@
 """From a prompt with a video in its place to an answer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig
 from transformers.generation import BaseStreamer
 
 from vilamp_lite.additions import attention_factor, position_step
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
     from vilamp_lite.processing import ViLaMPProcessor
 
-TOKENS_AT_ONCE = 512  # of a prompt; their activations are all that the language model holds beside its cache
+TOKENS_AT_ONCE = 512  # of a prompt on a CPU; their activations are all that the language model holds beside its cache
+_FEWEST_ON_GPU = 4096
 
 # The arguments of `forward` that bring videos.
 _VIDEO_INPUTS = (
@@ -130,7 +132,7 @@ class VideoGeneration:
             input_ids: [B, L], one `config.video_token_id` in each row.
             options: `attention_mask` and the videos, as in `forward`; and those of `GenerationMixin.generate`, such as
                 `max_new_tokens`, `do_sample`, `num_beams`, or `prefill_chunk_size`, the tokens read at a time
-                (`TOKENS_AT_ONCE` when left out; it changes the logits only by rounding).
+                (`tokens_at_once` when left out; it changes the logits only by rounding).
 
         The answers come alone, [B, new tokens], without their prompts.
         """
@@ -140,9 +142,16 @@ class VideoGeneration:
             raise ValueError("generate reads a video once and keeps it in the cache: leave out use_cache=False")
         inputs = {name: options.pop(name, None) for name in ("attention_mask", *_VIDEO_INPUTS)}
         inputs_embeds, attention_mask, position_ids, _ = self._read(input_ids, labels=None, **inputs)
-        return super().generate(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, **options
-        )
+        with without_cudnn_attention():
+            return super().generate(
+                inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, **options
+            )
+
+    @wraps(GenerationMixin.prepare_inputs_for_generation)  # transformers asks its signature what it takes
+    def prepare_inputs_for_generation(self, *inputs: Any, **options: Any) -> dict[str, Any]:
+        """Leave out a mask without padding: with one, a GPU's attention takes three times as long for a token."""
+        prepared = super().prepare_inputs_for_generation(*inputs, **options)
+        return prepared | {"attention_mask": _only_with_padding(prepared.get("attention_mask"))}
 
     def _prefill(
         self,
@@ -157,8 +166,9 @@ class VideoGeneration:
         """
         embeds, cache = model_kwargs.get("inputs_embeds"), model_kwargs.get("past_key_values")
         if is_first_iteration and embeds is not None and cache is not None:
-            length, chunk = embeds.shape[1], generation_config.prefill_chunk_size or TOKENS_AT_ONCE
-            mask, positions = model_kwargs.get("attention_mask"), model_kwargs["position_ids"]
+            length = embeds.shape[1]
+            chunk = generation_config.prefill_chunk_size or tokens_at_once(self.config.text_config, embeds)
+            mask, positions = _only_with_padding(model_kwargs.get("attention_mask")), model_kwargs["position_ids"]
             # Every chunk's attention is scaled as if all were read at once.
             starts = range(0, length - chunk, chunk)
             sharpened = attention_factor(self.config, length)
@@ -296,6 +306,42 @@ def _require_finite(dtype: torch.dtype, _: torch.Tensor, logits: torch.Tensor) -
     if not logits.isfinite().all():
         raise ValueError(f"logits are not finite in {dtype}: use bfloat16 or float32")
     return logits
+
+
+def tokens_at_once(text_config: PreTrainedConfig, embeds: torch.Tensor) -> int:
+    """Tokens of prompts [B, S, D] that the language model reads together.
+
+    On a GPU all of them, if half of the free memory holds what a layer makes of them; otherwise as many as it holds,
+    but at least 4,096: every piece after the first needs a mask, which the fastest kernels don't take.
+    """
+    if embeds.device.type != "cuda":
+        return TOKENS_AT_ONCE
+    free = torch.cuda.mem_get_info(embeds.device)[0]
+    free += torch.cuda.memory_reserved(embeds.device) - torch.cuda.memory_allocated(embeds.device)
+    # As costs count: inputs of stack and layer, what attention made, its norm; the MLP's gate, values and product.
+    numbers = 4 * text_config.hidden_size + 3 * text_config.intermediate_size
+    return max(free // 2 // (numbers * len(embeds) * embeds.element_size()), _FEWEST_ON_GPU)
+
+
+@contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """Compute attention with PyTorch's other kernels.
+
+    cuDNN plans anew for every number of keys, and each token brings one: on an H100 the first prompt of 16,323 tokens
+    took 6.3 s in pieces of 512, the second one 1.0 s.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def _only_with_padding(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """None in place of a mask [B, S] that hides nothing."""
+    says_nothing = attention_mask is None or (attention_mask.ndim == 2 and bool(attention_mask.all()))
+    return None if says_nothing else attention_mask
 
 
 def _pad_left(rows: list[torch.Tensor], value: float) -> torch.Tensor:

@@ -216,14 +216,17 @@ class ViLaMPProcessor:
         _require_vocabulary("selector_tokenizer", inputs["input_ids"], size)
         return {f"query_{name}": tensor for name, tensor in inputs.items()}
 
-    def vision_pixels(self, frames: np.ndarray) -> torch.Tensor:
-        """Turn frames, uint8 [B, H, W, 3], into the vision tower's pixels, float32 [B, 3, h, w]."""
-        return pixels_of(frames, self.image_processor, self.config.vision_config.image_size)
+    def vision_pixels(self, frames: np.ndarray, device: torch.device | None = None) -> torch.Tensor:
+        """Turn frames, uint8 [B, H, W, 3], into the vision tower's pixels, float32 [B, 3, h, w].
 
-    def selector_pixels(self, frames: np.ndarray) -> torch.Tensor:
-        """Turn frames, uint8 [B, H, W, 3], into the selector's pixels, float32 [B, 3, h, w]."""
+        A model on a GPU names its device: the pixels are made there, within a grey level of the CPU's.
+        """
+        return pixels_of(frames, self.image_processor, self.config.vision_config.image_size, device)
+
+    def selector_pixels(self, frames: np.ndarray, device: torch.device | None = None) -> torch.Tensor:
+        """Turn frames, uint8 [B, H, W, 3], into the selector's pixels, float32 [B, 3, h, w]; as `vision_pixels`."""
         side = self.config.selector_config.vision_config.image_size
-        return pixels_of(frames, self.selector_image_processor, side)
+        return pixels_of(frames, self.selector_image_processor, side, device)
 
     def batch_decode(self, token_ids: torch.Tensor) -> list[str]:
         """Turn the tokens that `generate` returns, [B, L], into texts."""

@@ -5,7 +5,7 @@ import platform
 import re
 import shutil
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,18 @@ def make_stamp(**settings: Any) -> dict[str, Any]:
         **settings,
         "commit": _commit(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": {name: _version(name) for name in _PACKAGES},
         "machine": f"{processor_name()}, {os.cpu_count()} cores, {_memory() / 2**30:.0f} GiB",
         "gpus": _gpus(),
     }
+
+
+def _version(name: str) -> str | None:
+    """A package's version; None where it is not installed, as on a machine that only calculates."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def processor_name() -> str:

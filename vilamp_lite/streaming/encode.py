@@ -20,23 +20,24 @@ if TYPE_CHECKING:
 Prepared = TypeVar("Prepared")
 
 
-def frames_at_once(config: ViLaMPConfig) -> int:
-    """Frames that go through the towers together: 8, or 32 where a frame is 16 patches or fewer, as in the miniature.
+def frames_at_once(config: ViLaMPConfig, device: torch.device | None = None) -> int:
+    """Frames that go through the vision tower together: 8, or 32 on a GPU and where a frame is 16 patches or fewer.
 
     Their activations are all that a tower holds.
     """
-    return 8 if config.num_patches > 16 else 32
+    on_gpu = device is not None and device.type == "cuda"
+    return 32 if on_gpu or config.num_patches <= 16 else 8
 
 
 class FrameProcessor(Protocol):
     """What `encode_video` needs of a processor; `ViLaMPProcessor` has it."""
 
-    def vision_pixels(self, frames: np.ndarray) -> torch.Tensor:
-        """Turn uint8 [B, H, W, 3] into the vision tower's pixels [B, 3, h, w]."""
+    def vision_pixels(self, frames: np.ndarray, device: torch.device | None = None) -> torch.Tensor:
+        """Turn uint8 [B, H, W, 3] into the vision tower's pixels [B, 3, h, w], for a model on this device."""
         ...
 
-    def selector_pixels(self, frames: np.ndarray) -> torch.Tensor:
-        """Turn uint8 [B, H, W, 3] into the selector's pixels [B, 3, h, w]."""
+    def selector_pixels(self, frames: np.ndarray, device: torch.device | None = None) -> torch.Tensor:
+        """Turn uint8 [B, H, W, 3] into the selector's pixels [B, 3, h, w], for a model on this device."""
         ...
 
     def selector_query(self, queries: list[str]) -> dict[str, torch.Tensor]:
@@ -165,24 +166,25 @@ class VideoEncoding:
         with stage("probe"):
             source = sampled(video, default_fps=self.config.fps, fps=fps, max_frames=max_frames)
             self.config.require_room(source.num_frames)
-        batch_size = frames_at_once(self.config) if batch_size is None else batch_size
+        batch_size = frames_at_once(self.config, self.device) if batch_size is None else batch_size
         frame_embeds, timestamps = KeptRows(source.num_frames), KeptRows(source.num_frames)
 
-        def one_pass(doing: str, prepare: Callable[[np.ndarray], torch.Tensor]) -> Iterator:
-            return prepared(source.batches(batch_size), source.num_frames, doing, prepare)
+        def one_pass(doing: str, pixels: Callable[[np.ndarray, torch.device], torch.Tensor]) -> Iterator:
+            batches = source.batches(batch_size)
+            return prepared(batches, source.num_frames, doing, lambda frames: pixels(frames, self.device))
 
         def patches_at(frame: int) -> torch.Tensor:
             with stage("decode"):
                 picture = source.at([frame])
             with stage("resizing"):
-                pixels = processor.vision_pixels(picture)
+                pixels = processor.vision_pixels(picture, self.device)
             return self.patch_features(pixels)[0]
 
         with stage("selector embedding"):
             query_embed = self.embed_query(**processor.selector_query([query]))[0]
             for batch, pixels in one_pass("decode, select", processor.selector_pixels):
-                frame_embeds.add(self.embed_frames(pixels).cpu())
+                frame_embeds.add(self.embed_frames(pixels))
                 timestamps.add(torch.from_numpy(batch.timestamps))
         patches = (self.patch_features(pixels) for _, pixels in one_pass("decode, encode", processor.vision_pixels))
-        sequence = self.distill(frame_embeds.rows, patches, patches_at, query_embed)
+        sequence = self.distill(frame_embeds.rows.cpu(), patches, patches_at, query_embed)
         return replace(sequence, timestamps=timestamps.rows.numpy())

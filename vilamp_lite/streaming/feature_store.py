@@ -210,12 +210,12 @@ class FeatureStore:
         dtype: torch.dtype,
     ) -> None:
         """Encode the frames of the missing shards; the others are only decoded past."""
-        at_once, end = frames_at_once(model.config), (max(missing) + 1) * FRAMES_PER_SHARD
+        at_once, end = frames_at_once(model.config, model.device), (max(missing) + 1) * FRAMES_PER_SHARD
         numbers = (start // FRAMES_PER_SHARD for start in count(0, at_once))
 
         def pixels_of_missing(frames: np.ndarray) -> list[torch.Tensor]:
             makers = (processor.selector_pixels, processor.vision_pixels) if next(numbers) in missing else ()
-            return [make(frames) for make in makers]
+            return [make(frames, model.device) for make in makers]
 
         batches = prepared(source.batches(at_once), source.num_frames, "decode, encode", pixels_of_missing)
         parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []

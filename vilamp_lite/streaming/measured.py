@@ -140,7 +140,7 @@ class MeasuredAnswer:
         return sum(row["seconds"] for row in self.stages)
 
 
-class _FirstToken(BaseStreamer):
+class FirstToken(BaseStreamer):
     """Ends the prefill when the first token is there."""
 
     def __init__(self, clock: Stopwatch) -> None:
@@ -208,7 +208,7 @@ def measured_answer(
                 sequence = store.sequence(model, question, processor)
         with clock.stage("prefill"):
             said = answer(
-                model, processor, question, sequence, max_new_tokens=max_new_tokens, streamer=_FirstToken(clock)
+                model, processor, question, sequence, max_new_tokens=max_new_tokens, streamer=FirstToken(clock)
             )
     num_frames, visual = len(sequence.timestamps), len(sequence.embeds)
     frames = dict.fromkeys(("selector embedding", "selection", "patches and merging", *STORE_STAGES), num_frames)
