@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import tiny_model
+from tiny_models import SIGLIP, tiny_model
 from transformers import CLIPImageProcessorPil
 
 from vilamp_lite.configuration import SIGLIP_SO400M, ViLaMPConfig
@@ -115,13 +115,7 @@ def test_selector_query_is_the_bare_question_and_cut_with_a_warning(processor: V
 
 
 def test_a_siglip_selector_reads_padding_and_gets_no_mask() -> None:
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    siglip = {
-        "model_type": "siglip",
-        "text_config": small | {"vocab_size": 260, "max_position_embeddings": 64, "projection_size": 16},
-        "vision_config": small | {"image_size": 32, "patch_size": 8},
-    }
-    processor = ViLaMPProcessor.byte_level(ViLaMPConfig.tiny(selector_config=siglip))
+    processor = ViLaMPProcessor.byte_level(ViLaMPConfig.tiny(selector_config=SIGLIP))
     query = processor.selector_query(["Why?"])
     assert set(query) == {"query_input_ids"}
     assert query["query_input_ids"].shape == (1, 64)

@@ -22,6 +22,14 @@ VARIANTS = {
     "fixed_first": {"reference": "preceding", "before_first": "first"},
 }
 
+SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+# A selector that is no CLIP: its text is padded and its frames are squashed.
+SIGLIP = {
+    "model_type": "siglip",
+    "text_config": SMALL | {"vocab_size": 260, "max_position_embeddings": 64, "projection_size": 16},
+    "vision_config": SMALL | {"image_size": 32, "patch_size": 8},
+}
+
 
 def tiny_model(seed: int = 0, **changes: object) -> ViLaMPForConditionalGeneration:
     """A random model; a random selector finds all frames alike, so gaps are filled to get several keyframes."""
