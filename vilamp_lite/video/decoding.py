@@ -12,6 +12,7 @@ from typing import Any
 import av
 import numpy as np
 
+from vilamp_lite.video.display import Size, Stored, between_bars, display_matrix, displayed_size, upright
 from vilamp_lite.video.opening import ENCRYPTED, Opened, open_video, warn_of_other_streams
 from vilamp_lite.video.timeline import (
     Plan,
@@ -32,10 +33,11 @@ Pictures = Generator[tuple[np.ndarray, int], None, None]  # RGB picture [H, W, 3
 
 @dataclass
 class Damage:
-    """Counts what decoding had to leave out."""
+    """Counts what decoding had to leave out, or to fit in."""
 
     packets: int = 0
     stand_ins: int = 0
+    other_size: tuple[int, Size] | None = None  # time and size of the first picture that has another than the first's
 
 
 def read_timeline(path: Path) -> Timeline:
@@ -54,14 +56,18 @@ def read_timeline(path: Path) -> Timeline:
         refuse_cut_file(path, container, stream, scan, ticks)
         if frame is None:
             raise VideoError(f"{path}: none of its {len(ticks)} frames can be decoded; the file is damaged")
-        height, width = upright(np.empty((frame.height, frame.width)), frame.rotation).shape
+        matrix = display_matrix(path, frame)
+        height, width = displayed_size((frame.height, frame.width), stream.sample_aspect_ratio, matrix)
         end = scan.end if scan.end > ticks[-1] else int(ticks[-1]) + usual_step(ticks, stream)
         length = (end - int(ticks[0])) * stream.time_base
         codec, comment = stream.codec.canonical_name, container.metadata.get("comment", "")
         fps = float(len(ticks) / length)
         info = VideoInfo(path, float(length), fps, len(ticks), width, height, codec, comment)
         kind, packets = container.format.name, np.array(scan.ticks, np.int64)
-        return Timeline(info, ticks, end, stream.time_base, kind, scan.hidden, packets, scan.first, version)
+        stored = Stored(
+            displayed_size((frame.height, frame.width), None, matrix), matrix, stream.codec_context.sample_aspect_ratio
+        )
+        return Timeline(info, stored, ticks, end, stream.time_base, kind, scan.hidden, packets, scan.first, version)
 
 
 def intact_frames(
@@ -141,8 +147,7 @@ class PyAVFile:
                     chosen = _stand_in(timeline, target, plan.reach, before, frame)
                     damage.stand_ins += 1
                 if chosen is not converted:
-                    # One thread: to start more for each picture takes longer than to convert it.
-                    converted, picture = chosen, upright(chosen.to_ndarray(format="rgb24", threads=1), chosen.rotation)
+                    converted, picture = chosen, _shown(chosen, stream, timeline, damage)
                 yield picture, int(np.searchsorted(ticks, chosen.pts))
             if leave_open:
                 file.pop_all()
@@ -153,6 +158,14 @@ class PyAVFile:
                 "samples show the nearest intact frame instead of their own",
                 stacklevel=4,  # who takes the batches, if no thread does: past `batches` and `FrameStream`
             )
+        if damage.other_size:
+            since, (height, width) = damage.other_size
+            info = timeline.info
+            warnings.warn(
+                f"{path}: its pictures change at {timeline.seconds(since):.2f} s from {info.width} × {info.height} to "
+                f"{width} × {height}; all are shown at the first one's size, with bars where the shape differs",
+                stacklevel=4,
+            )
 
     def _at_its_start(self) -> Opened:
         """The file that was left open, rewound, or opened anew."""
@@ -161,6 +174,19 @@ class PyAVFile:
         if left and rewound(*left, self._timeline):
             return left
         return open_video(self._timeline.info.path)
+
+
+def _shown(frame: av.VideoFrame, stream: av.VideoStream, timeline: Timeline, damage: Damage) -> np.ndarray:
+    """Convert a frame to an upright picture [H, W, 3] as stored; one unlike the first as the first is displayed."""
+    matrix = display_matrix(timeline.info.path, frame)
+    # One thread: to start more for each picture takes longer than to convert it.
+    picture = upright(frame.to_ndarray(format="rgb24", threads=1), matrix)
+    first, aspect = timeline.stored, stream.codec_context.sample_aspect_ratio
+    if picture.shape[:2] == first.size and (aspect == first.pixel_aspect or not aspect):
+        return picture
+    size = displayed_size((frame.height, frame.width), aspect, matrix)
+    damage.other_size = damage.other_size or (frame.pts, size)
+    return between_bars(picture, size, (timeline.info.height, timeline.info.width))
 
 
 def _stand_in(timeline: Timeline, target: float, reach: float, *around: av.VideoFrame | None) -> av.VideoFrame:
@@ -175,8 +201,3 @@ def _stand_in(timeline: Timeline, target: float, reach: float, *around: av.Video
             "copy or download it again, or let ffmpeg paint over the damage by re-encoding it"
         )
     return nearest
-
-
-def upright(picture: np.ndarray, rotation: int) -> np.ndarray:
-    """Turn a picture [H, W, ...] the way its header says, `rotation` degrees anticlockwise, in quarter turns."""
-    return np.rot90(picture, round(rotation / 90))

@@ -2,19 +2,26 @@
 
 from collections.abc import Iterator
 
+import av
 import numpy as np
 
 from vilamp_lite.video.decoding import Pictures
-from vilamp_lite.video.opening import open_video
+from vilamp_lite.video.display import is_quarter_turn
+from vilamp_lite.video.opening import films, open_video
 from vilamp_lite.video.timeline import Plan, Timeline, VideoError, demux
 
-# The codecs that decord 0.6.0 was found to decode like PyAV, to the bit, where every keyframe is a clean start: what
-# the first byte of a unit inside such a keyframe says. (Every keyframe of VP9 is one.)
-_CLEAN_START = {
+# The codecs that decord 0.6.0 was found to decode like PyAV, to the bit, where every keyframe is a clean start.
+_CODECS = ("h264", "hevc", "vp9")  # every keyframe of VP9 is one
+# What the first byte of a unit inside a keyframe says: that it is a clean start, and that it states the pictures' size.
+_IS_CLEAN = {
     "h264": lambda header: header & 0x1F == 5,  # IDR picture
     "hevc": lambda header: header >> 1 & 0x3F in (19, 20),  # IDR picture, with or without leading ones
-    "vp9": None,
 }
+_STATES_SIZE = {
+    "h264": lambda header: header & 0x1F == 7,  # sequence parameter set
+    "hevc": lambda header: header >> 1 & 0x3F == 33,
+}
+_VP9_SIZE = 8  # bytes of a keyframe, which hold it but for the last bits
 _DECORD_THREADS = 2
 _DECORD_BATCH = 32  # memory: decord holds a batch twice
 
@@ -65,32 +72,46 @@ def _decord_objection(timeline: Timeline) -> str | None:
     """Say what about a file decord 0.6.0 hangs on, skips or shows wrongly; None if nothing."""
     if not timeline.container.startswith("mov"):
         return f"the container {timeline.container}, only with MP4 and MOV"
-    if timeline.info.codec not in _CLEAN_START:
-        return f"the codec {timeline.info.codec}, only with {', '.join(_CLEAN_START)}"
+    if timeline.info.codec not in _CODECS:
+        return f"the codec {timeline.info.codec}, only with {', '.join(_CODECS)}"
     if timeline.hidden:
         return f"an edit list: it would show the {timeline.hidden} frames hidden by it"
-    if not _starts_cleanly(timeline):
-        return "keyframes that aren't clean starts (open GOPs, intra refresh): it seeks to them and shows wrong frames"
+    if not is_quarter_turn(timeline.stored.matrix):
+        return "a header that mirrors the pictures, or more than turns them"
+    container, stream = open_video(timeline.info.path)
+    with container:
+        if len(films(container, stream)) > 1:
+            return "several video streams: it may show another"
+        statements = set()
+        for packet in demux(container, stream):
+            if not packet.is_keyframe:
+                continue
+            if not _starts_cleanly(packet, timeline.info.codec):
+                return "keyframes that aren't clean starts (open GOPs, intra refresh): it seeks and shows wrong frames"
+            statements |= _statements(packet, timeline.info.codec)
+    if len(statements) > 1:
+        return "pictures that change size: it squeezes them all into the first one's"
     return None
 
 
-def _starts_cleanly(timeline: Timeline) -> bool:
-    """Tell whether decoding can start at each keyframe of an MP4 file and be exact."""
-    is_clean = _CLEAN_START[timeline.info.codec]
-    if is_clean is None:
-        return True
-    container, stream = open_video(timeline.info.path)
-    with container:
-        return all(
-            any(map(is_clean, _unit_headers(bytes(packet))))
-            for packet in demux(container, stream)
-            if packet.is_keyframe
-        )
+def _starts_cleanly(keyframe: av.Packet, codec: str) -> bool:
+    """Tell whether decoding can start at a keyframe of an MP4 file and be exact."""
+    return codec == "vp9" or any(_IS_CLEAN[codec](unit[0]) for unit in _units(keyframe))
 
 
-def _unit_headers(data: bytes) -> Iterator[int]:
-    """Yield the first byte of each unit in an H.264 or HEVC packet as MP4 stores it: 4 bytes of length, then data."""
-    at = 0
+def _statements(keyframe: av.Packet, codec: str) -> set[bytes]:
+    """What a keyframe says about the size of the pictures from it on."""
+    if keyframe.has_sidedata("new_extradata"):
+        return {bytes(keyframe.get_sidedata("new_extradata"))}
+    if codec == "vp9":
+        return {bytes(keyframe)[:_VP9_SIZE]}
+    return {unit for unit in _units(keyframe) if _STATES_SIZE[codec](unit[0])}
+
+
+def _units(packet: av.Packet) -> Iterator[bytes]:
+    """Yield the units in an H.264 or HEVC packet as MP4 stores it: 4 bytes of length, then data."""
+    data, at = bytes(packet), 0
     while at + 4 < len(data):
-        yield data[at + 4]
-        at += 4 + int.from_bytes(data[at : at + 4])
+        end = at + 4 + int.from_bytes(data[at : at + 4])
+        yield data[at + 4 : end]
+        at = end

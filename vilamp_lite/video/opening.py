@@ -68,13 +68,17 @@ ENCRYPTED = "is encrypted (DRM); pass a copy that is not"
 
 def warn_of_other_streams(path: Path, container: av.container.InputContainer, shown: av.VideoStream) -> None:
     """Say which of several videos in a file is read."""
-    films = [stream for stream in _pictures(container) if stream is shown or stream.frames != 1]
-    if len(films) > 1:
+    if (count := len(films(container, shown))) > 1:
         warnings.warn(
-            f"{path}: holds {len(films)} video streams; stream {shown.index} is read, which players show by default "
+            f"{path}: holds {count} video streams; stream {shown.index} is read, which players show by default "
             f"({shown.codec.canonical_name}, {shown.width} × {shown.height}), and no other",
             stacklevel=4,  # who asks for the file to be scanned
         )
+
+
+def films(container: av.container.InputContainer, shown: av.VideoStream) -> list[av.VideoStream]:
+    """The stream that is shown, and others that may hold more than one picture."""
+    return [stream for stream in _pictures(container) if stream is shown or stream.frames != 1]
 
 
 def _shown_stream(container: av.container.InputContainer) -> av.VideoStream | None:

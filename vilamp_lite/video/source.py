@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image
 
 from vilamp_lite.common.checks import choice, positive_int
 from vilamp_lite.video.ahead import ClosableIterator
 from vilamp_lite.video.decoding import Pictures, PyAVFile, read_timeline
 from vilamp_lite.video.decord import DecordFile
+from vilamp_lite.video.display import Size, resized
 from vilamp_lite.video.timeline import VideoInfo, plan_samples
 
 Backend = Literal["auto", "decord", "pyav"]
@@ -118,7 +118,7 @@ class SampledVideo:
             fps: Samples per second of video, from 1e-6 to 1000.
             max_frames: Keep at most this many samples, spread evenly over the whole video; the others aren't decoded
                 into pictures.
-            size: Height and width to resize the pictures to (bicubic); as stored when left out.
+            size: Height and width to resize the pictures to (bicubic); as players show them when left out.
             backend: "pyav", "decord", or "auto", which is PyAV: unlike decord it notices damage inside a frame, it
                 needs less memory, and it is about as fast.
 
@@ -167,16 +167,16 @@ class SampledVideo:
             raise ValueError(f"samples must lie in 0…{self.num_frames - 1} with this sampling, got {wanted.max()}")
         few, copies = np.unique(wanted, return_inverse=True)
         with closing(self._file.pictures(self._plan.of(few), leave_open=True)) as pictures:
-            return np.stack([self._resized(picture) for picture, _ in pictures])[copies]
+            return np.stack([resized(picture, self._shape) for picture, _ in pictures])[copies]
 
     def _batches(self, pictures: Pictures, batch_size: int) -> Generator[FrameBatch, None, None]:
         try:
             for start in range(0, self.num_frames, batch_size):
                 rows = min(batch_size, self.num_frames - start)
-                frames = np.empty((rows, *(self.size or (self.info.height, self.info.width)), 3), np.uint8)
+                frames = np.empty((rows, *self._shape, 3), np.uint8)
                 positions = np.empty(rows, np.int64)
                 for row, (picture, position) in enumerate(islice(pictures, rows)):
-                    frames[row] = self._resized(picture)
+                    frames[row] = resized(picture, self._shape)
                     positions[row] = position
                 if start + rows == self.num_frames:
                     pictures.close()  # before the last batch: who knows their number won't ask for another
@@ -184,12 +184,9 @@ class SampledVideo:
         finally:
             pictures.close()
 
-    def _resized(self, picture: np.ndarray) -> np.ndarray:
-        """As stored or as asked for, the same way for either decoder."""
-        height, width = self.size or (self.info.height, self.info.width)
-        if picture.shape[:2] == (height, width):
-            return picture
-        return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+    @property
+    def _shape(self) -> Size:
+        return self.size or (self.info.height, self.info.width)
 
 
 def sampled(video: str | os.PathLike[str] | FrameSource, *, default_fps: float = 1.0, **sampling: Any) -> FrameSource:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
+from vilamp_lite.video.display import Stored
+
 # Containers whose header states the length of the video. For others (MPEG-TS, raw streams) FFmpeg only estimates it
 # from the packets, so it can't tell that some are missing.
 _LENGTH_IN_HEADER = ("mov", "matroska", "avi", "flv", "asf")
@@ -28,8 +30,8 @@ class VideoInfo:
         duration: Seconds from the first frame's start to the last frame's end.
         fps: Average frames per second.
         num_frames: Frames that are shown; frames hidden by an edit list don't count.
-        width: Pixels across, as displayed (after rotation).
-        height: Pixels down, as displayed (after rotation).
+        width: Pixels across, as displayed: turned, and with square pixels.
+        height: Pixels down, as displayed.
         codec: FFmpeg's name of the codec, such as "h264".
         comment: What the file says about itself; empty where it says nothing.
     """
@@ -50,6 +52,7 @@ class Timeline:
 
     Attributes:
         info: Public description of the file.
+        stored: What the first picture is like in the file.
         ticks: Presentation time of each frame in units of `time_base`, ascending, int64 [N].
         end: When the last frame ends, in the same units.
         time_base: Seconds per tick.
@@ -61,6 +64,7 @@ class Timeline:
     """
 
     info: VideoInfo
+    stored: Stored
     ticks: np.ndarray
     end: int
     time_base: Fraction
