@@ -5,13 +5,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import torch
 from tiny_models import save_random_miniature
 
 from vilamp_lite.cli import main
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may need a network
+# Nothing here may need a network, and the variable alone comes too late: this file's imports have read it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+huggingface_hub.constants.HF_HUB_OFFLINE = True
 os.environ["VILAMP_HEADLESS"] = "1"
 Vilamp = Callable[..., tuple[int, str, str]]
 Refusal = Callable[..., str]
