@@ -45,13 +45,18 @@ def assert_counted(config: ViLaMPConfig, workload: Workload, num_keyframes: int 
                 assert getattr(stage, kind) == pytest.approx(getattr(found, kind), rel=TOLERANCE), (stage.name, kind)
 
 
-# --- ViLaMP ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("preset", ["paper", "released"])
-def test_the_formula_is_what_torch_counts_at_full_size(preset: str) -> None:
+def test_formulas_are_what_torch_counts_at_full_size(preset: str) -> None:
+    config, workload = getattr(ViLaMPConfig, preset)(), Workload(10_000)
     with no_init_weights():
-        assert_counted(getattr(ViLaMPConfig, preset)(), Workload(10_000))
+        assert_counted(config, workload)
+        with torch.device("meta"):
+            model = ViLaMPForConditionalGeneration(config)
+    costs = vilamp_costs(config, workload)
+    selector, whole = (sum(part.numel() for part in module.parameters()) for module in (model.selector, model))
+    assert costs.parameters == pytest.approx(whole, rel=TOLERANCE)
+    # The selector stays in float32.
+    assert costs.weights == pytest.approx(2 * whole + 2 * selector, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -65,22 +70,10 @@ def test_the_formula_is_what_torch_counts_at_full_size(preset: str) -> None:
 )
 def test_the_formula_follows_every_choice(changes: dict, frames: int, keyframes: int | None, answer: int) -> None:
     if "vision_config" in changes:
-        tiny = ViLaMPConfig.tiny().selector_config.vision_config.to_dict()
-        llama = ViLaMPConfig.tiny().text_config.to_dict() | {"model_type": "llama", "num_key_value_heads": 1}
-        changes = changes | {"vision_config": tiny, "text_config": llama}
+        tiny = ViLaMPConfig.tiny()
+        llama = tiny.text_config.to_dict() | {"model_type": "llama", "num_key_value_heads": 1}
+        changes = changes | {"vision_config": tiny.selector_config.vision_config.to_dict(), "text_config": llama}
     assert_counted(ViLaMPConfig.tiny(**changes), Workload(frames, 7, answer), keyframes)
-
-
-@pytest.mark.parametrize("preset", ["paper", "released"])
-def test_weights_are_the_models(preset: str) -> None:
-    config = getattr(ViLaMPConfig, preset)()
-    with torch.device("meta"), no_init_weights():
-        model = ViLaMPForConditionalGeneration(config)
-    costs = vilamp_costs(config, Workload(8))
-    sizes = {name: sum(part.numel() for part in model.get_submodule(name).parameters()) for name in ("selector", "")}
-    assert costs.parameters == pytest.approx(sizes[""], rel=TOLERANCE)
-    # The selector stays in float32.
-    assert costs.weights == pytest.approx(2 * sizes[""] + 2 * sizes["selector"], rel=TOLERANCE)
 
 
 def test_known_figures_of_the_language_model() -> None:
@@ -108,16 +101,6 @@ def test_pairs_by_hand(tokens: int, steps: int) -> None:
     read, _, longer = language.prefill(tokens + steps)
     assert attention == longer - causal
     assert linear == read - language.prefill(tokens)[0] + steps * 2 * 11 * 8
-
-
-def test_known_numbers_of_visual_tokens() -> None:
-    """196 · K + (N − K) + 1."""
-    for name in ("vilamp", "vilamp-released", "released-code"):
-        assert [model_costs(name, Workload(frames)).visual_tokens for frames in (600, 10_000)] == [6_841, 16_241]
-    assert model_costs("vilamp", Workload(600), 5).visual_tokens == 5 * 196 + 595 + 1
-
-
-# --- Memory ----------------------------------------------------------------------------------------------------------
 
 
 class Held(TorchDispatchMode):
@@ -205,8 +188,6 @@ def test_a_table_by_frames_says_what_the_costs_say() -> None:
     assert (row["fits"], row["documented"]) == (False, False)
 
 
-# --- Peers -----------------------------------------------------------------------------------------------------------
-
 PLAIN = {"num_attention_heads": 16}
 TOWERS = {
     # Transformers' own models of the peers' towers, and how many frames one input holds.
@@ -277,9 +258,6 @@ def test_a_clip_is_padded_and_dropped_frames_are_not_read() -> None:
     assert peer_costs("longvu", Workload(10_000)).visual_tokens == 400 * 64
 
 
-# --- 18.4 % ----------------------------------------------------------------------------------------------------------
-
-
 def test_no_way_of_counting_gives_the_quoted_share() -> None:
     """18.4 % of VideoChat-Flash's FLOPs at 8,192 frames (trust C): ninety countings, none gives it to three digits."""
     rows = shares_of_peer()
@@ -297,9 +275,6 @@ def test_no_way_of_counting_gives_the_quoted_share() -> None:
     nearest = min(share, key=lambda way: abs(share[way] - 0.184))
     assert nearest == ("released code", 729, "square", "prefill, connectors, merging, selector")
     assert 0.001 < abs(share[nearest] - 0.184) < 0.005
-
-
-# --- Time and room ---------------------------------------------------------------------------------------------------
 
 
 def test_time_is_flops_over_the_stated_part_of_the_peak() -> None:
@@ -345,22 +320,11 @@ def test_what_fits_on_40_gb(model: str, fits: bool) -> None:
     assert max(row["memory"] for row in rows) == costs.peak_memory
 
 
-# --- Refusals --------------------------------------------------------------------------------------------------------
-
-
-def test_a_bad_workload_is_refused() -> None:
-    for name, value in {
-        "num_frames": 0,
-        "prompt_tokens": -1,
-        "answer_tokens": 0,
-        "batch_size": 0,
-        "dtype": "int4",
-    }.items():
+def test_what_is_not_counted_is_refused() -> None:
+    bad = {"num_frames": 0, "prompt_tokens": -1, "answer_tokens": 0, "batch_size": 0, "dtype": "int4"}
+    for name, value in bad.items():
         with pytest.raises(ValueError, match=name):
             Workload(**{"num_frames": 1} | {name: value})
-
-
-def test_what_is_not_counted_is_refused() -> None:
     workload = Workload(4)
     with pytest.raises(ValueError, match="keyframe_block"):
         vilamp_costs(ViLaMPConfig.tiny(keyframe_block=True), workload)
@@ -374,9 +338,6 @@ def test_what_is_not_counted_is_refused() -> None:
         model_costs("vilamp", workload).schedule(GPUS["a100-40gb"], utilisation=1.5)
     with pytest.raises(ValueError, match="attention"):
         model_costs("vilamp", workload).flops("half")
-
-
-# --- Imports ---------------------------------------------------------------------------------------------------------
 
 
 def test_costs_need_no_torch() -> None:
@@ -393,9 +354,6 @@ finally:
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert json.loads(run.stdout)["model"] == "LongVA", run.stderr
-
-
-# --- Command and figures ---------------------------------------------------------------------------------------------
 
 
 def test_the_command_prints_one_object(vilamp: Vilamp) -> None:
