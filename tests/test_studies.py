@@ -93,23 +93,17 @@ def require_pair(row: dict, first: list[bool], second: list[bool]) -> None:
     )
 
 
-# --- Rows ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_study_can_be_written_and_has_its_parameters(scripted: Scripted, miniature: Path) -> None:
-    study = ablation_study([miniature], EXAM, selectors=["uniform"], mergers=["drop"], processes=2, out="somewhere")
+def test_a_study_has_its_parameters_and_pairs_as_counted_by_hand(scripted: Scripted, miniature: Path) -> None:
+    exam = replace(EXAM, questions=15)
+    study = ablation_study([miniature], exam, selectors=["uniform"], mergers=["drop"], processes=2, out="somewhere")
     assert json.loads(json.dumps(study)) == study
     assert list(study) == ["study", "parameters", "rows", "stamp"]
     variants = {"selectors": ["dks", "uniform"], "mergers": ["dfm", "drop"]}
-    assert study["parameters"] == json.loads(json.dumps(asdict(EXAM))) | variants
+    assert study["parameters"] == json.loads(json.dumps(asdict(exam))) | variants
     assert study["stamp"]["model"] == str(miniature)
     (call,) = scripted.calls
     assert (call["seed"], call["pool"], call["processes"], call["out"].parent) == (3, 30, 2, Path("somewhere"))
-
-
-def test_pairs_are_as_counted_by_hand(scripted: Scripted, miniature: Path) -> None:
-    exam = replace(EXAM, questions=15)
-    rows = ablation_study([miniature], exam, selectors=["uniform"], mergers=["drop"])["rows"]
+    rows = study["rows"]
     assert len(rows) == 4 * 2 * 3  # variants, lengths, two families and all
     for row in rows:
         own = rights(exam, row, miniature, selector=row["selector"], merger=row["merger"])
@@ -132,9 +126,6 @@ def test_needles_by_depth(scripted: Scripted, miniature: Path) -> None:
         assert whole["questions"] == 12
         scores = ("questions", "correct", "accuracy", "low", "high")
         assert pooled(parts, "frames") == [{"frames": 80} | {name: whole[name] for name in scores}]
-
-
-# --- Settings reach the model ----------------------------------------------------------------------------------------
 
 
 def test_thresholds_and_temperatures(scripted: Scripted, miniature: Path, tmp_path: Path) -> None:
@@ -236,8 +227,6 @@ def test_a_study_says_how_many_models_it_takes(miniature: Path) -> None:
             study(models, EXAM)
 
 
-# --- With a model ----------------------------------------------------------------------------------------------------
-
 SHORT = Exam((64,), (0.5,), ("attribute",), questions=2, seed=3, pool=30)
 
 
@@ -325,9 +314,6 @@ def test_results_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "niah.json").write_text("{}")
     with pytest.raises(ValueError, match=r"niah.json is not a study \(KeyError: 'study'\)"):
         load_result("niah", tmp_path)
-
-
-# --- Attention -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
