@@ -1,4 +1,4 @@
-"""Scores: intervals and tests against published values, brute force and enumeration."""
+"""Scores: intervals and tests against a published example, brute force and enumeration."""
 
 import itertools
 import math
@@ -13,8 +13,6 @@ from vilamp_lite.evaluation.scoring import (
     paired_sign_test,
     wilson_interval,
 )
-
-# --- Answers ---------------------------------------------------------------------------------------------------------
 
 
 def test_answers_match() -> None:
@@ -67,19 +65,6 @@ def test_words_of_another_option_are_not_taken_for_a_letter() -> None:
         option_matches("A", ["a cat", "a dog"], "a cow")
 
 
-# --- Shares ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("correct", "total", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_wilson_gives_published_values(correct: int, total: int, low: float, high: float) -> None:
-    """Newcombe (1998), Statistics in Medicine 17, 857–872, Table I, method 3."""
-    assert wilson_interval(correct, total) == pytest.approx((low, high), abs=5e-5)
-    assert wilson_interval(total - correct, total) == pytest.approx((1 - high, 1 - low), abs=5e-5)
-
-
 @pytest.mark.parametrize(("confidence", "z"), [(0.95, 1.959964), (0.8, 1.281552)])
 def test_wilson_holds_the_shares_that_a_score_test_accepts(confidence: float, z: float) -> None:
     shares = np.linspace(0, 1, 200_001)
@@ -100,51 +85,25 @@ def test_wilson_refuses() -> None:
             wilson_interval(*arguments)
 
 
-# --- Pairs -----------------------------------------------------------------------------------------------------------
-
-
 def pairs(wins: int, losses: int, ties: int) -> tuple[list[bool], list[bool]]:
     return [True] * wins + [False] * losses + [True] * ties, [False] * wins + [True] * losses + [True] * ties
 
 
-@pytest.mark.parametrize(("wins", "losses"), [(0, 1), (3, 1), (5, 5), (7, 0), (2, 9), (10, 3)])
+@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (0, 1), (3, 1), (5, 5), (7, 0), (2, 9), (10, 3)])
 def test_sign_test_counts_the_coins_at_least_as_uneven(wins: int, losses: int) -> None:
     throws = itertools.product((-1, 1), repeat=wins + losses)
     uneven = sum(abs(sum(throw)) >= abs(wins - losses) for throw in throws)
     p = paired_sign_test(*pairs(wins, losses, 4))
     assert p == pytest.approx(uneven / 2 ** (wins + losses))
-    assert p == paired_sign_test(*pairs(losses, wins, 0))
-
-
-def test_sign_test_without_disagreement() -> None:
-    assert paired_sign_test(*pairs(0, 0, 6)) == 1
+    assert p == paired_sign_test(*pairs(losses, wins, 1))
 
 
 def test_difference_interval_of_a_published_example() -> None:
     """Fagerland, Lydersen and Laake (2014), the airway example: 1 and 7 disagreements among 21."""
     assert paired_difference_interval(*pairs(1, 7, 13)) == pytest.approx((-0.508, -0.013), abs=5e-4)
     assert paired_difference_interval(*pairs(7, 1, 13)) == pytest.approx((0.013, 0.508), abs=5e-4)
-
-
-def test_difference_interval_covers_as_often_as_it_says() -> None:
-    """Exactly, over all outcomes of 30 questions."""
-    total, covered = 30, []
-    interval = {
-        (wins, losses): paired_difference_interval(*pairs(wins, losses, total - wins - losses))
-        for wins in range(total + 1)
-        for losses in range(total + 1 - wins)
-    }
-    for wins_share, losses_share in [(0.02, 0.02), (0.1, 0.1), (0.3, 0.05), (0.4, 0.4), (0.7, 0.02)]:
-        tie_share = 1 - wins_share - losses_share
-        coverage = 0.0
-        for (wins, losses), (low, high) in interval.items():
-            ties = total - wins - losses
-            ways = math.comb(total, wins) * math.comb(total - wins, losses)
-            chance = ways * wins_share**wins * losses_share**losses * tie_share**ties
-            coverage += chance * (low <= wins_share - losses_share <= high)
-        covered.append(coverage)
-    assert min(covered) > 0.93
-    assert 0.95 < np.mean(covered) < 0.985
+    # No difference lies beyond 1.
+    assert (paired_difference_interval(*pairs(0, 9, 0))[0], paired_difference_interval(*pairs(9, 0, 0))[1]) == (-1, 1)
 
 
 def test_pairs_refuse() -> None:
