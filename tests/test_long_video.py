@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +43,7 @@ def test_the_joined_file_shows_every_scene_in_time(tmp_path: Path) -> None:
     (batch,) = stream_frames(video.path, batch_size=FRAMES)
     assert batch.timestamps.tolist() == list(range(FRAMES))
     drawn = np.concatenate(list(render_scenes(video.haystack.scenes)))
-    assert np.abs(batch.frames.astype(int) - drawn).mean() < 3
+    assert np.abs(batch.frames.astype(int) - drawn).mean(axis=(1, 2, 3)).max() < 3
     # No part is shifted: each frame is nearer to its own drawing than to its neighbours' across a scene's border.
     for scene_start in np.cumsum([scene.num_frames for scene in video.haystack.scenes])[:-1]:
         own = np.abs(batch.frames[scene_start].astype(int) - drawn[scene_start]).mean()
@@ -54,12 +53,6 @@ def test_the_joined_file_shows_every_scene_in_time(tmp_path: Path) -> None:
     about = json.loads(video.path.with_suffix(".json").read_text())
     assert about["needle_frames"] == [[start, stop]]
     assert {path.suffix for path in tmp_path.iterdir()} == {".mp4", ".json", ".lock"}
-
-
-def test_parts_look_like_one_encoding(tmp_path: Path) -> None:
-    video = long_video(tmp_path, FRAMES)
-    write_video(tmp_path / "whole.mp4", video.haystack.scenes)
-    assert same_video(video.path, tmp_path / "whole.mp4")
 
 
 def test_killed_and_resumed_to_the_same_video(tmp_path: Path) -> None:
@@ -150,13 +143,3 @@ def test_whoever_waits_takes_the_video_that_the_other_made(tmp_path: Path) -> No
             copied = path.stat().st_mtime_ns
         assert waiting.result().path == path
     assert path.stat().st_mtime_ns == copied
-
-
-def test_two_processes_that_want_the_same_video_get_one_whole_file(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, mp_context=context) as pool:
-        videos = list(pool.map(long_video, [tmp_path] * 2, [FRAMES] * 2))
-    assert videos[0] == videos[1]
-    checksum = json.loads(videos[0].path.with_suffix(".json").read_text())["sha256"]
-    assert checksum == hashlib.sha256(videos[0].path.read_bytes()).hexdigest()
-    assert {path.suffix for path in tmp_path.iterdir()} == {".mp4", ".json", ".lock"}
