@@ -38,6 +38,9 @@ def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+RECORD = {"haystack": "hay.mp4", "needle": "needle.mp4", "depth": 0.5, "question": "which?"}
+
+
 def make_case(footage: Path, **changes: object) -> Case:
     case = Case(footage / "hay.mp4", footage / "needle.mp4", 0.5, "what color is the star?", ("red", "blue"), "blue")
     return replace(case, **changes)
@@ -84,18 +87,13 @@ def test_a_splice_is_encoded_like_its_frames(depth: float, footage: Path, model:
 
 def test_cases_are_answered_and_kept(miniature: Path, footage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = [
-        {"haystack": "hay.mp4", "needle": "needle.mp4", "depth": 0.5, "question": "which?"}
-        | {"options": ["a cat", "a dog"], "answer": "a dog"},
-        {"haystack": "hay.mp4", "needle": "needle.mp4", "depth": 1, "question": "and what?"}
-        | {"options": [], "answer": "A star."},
+        RECORD | {"options": ["a cat", "a dog"], "answer": "a dog"},
+        RECORD | {"depth": 1, "question": "and what?", "options": [], "answer": "A star."},
     ]
     (footage / "cases.json").write_text(json.dumps(records))
     cases = load_cases(footage / "cases.json")
-    assert (
-        cases[0].prompt
-        == "which?\nA. a cat\nB. a dog\nAnswer with the option's letter from the given choices directly."
-    )
-    assert cases[1].prompt == "and what?"
+    letter = "Answer with the option's letter from the given choices directly."
+    assert [case.prompt for case in cases] == [f"which?\nA. a cat\nB. a dog\n{letter}", "and what?"]
     prompts: list[str] = []
 
     def say(model, processor, prompt, sequence, **options) -> Answer:
@@ -136,45 +134,34 @@ def test_a_real_answer_to_a_case(miniature: Path, footage: Path, model: Model, p
     assert prediction["prediction"] == processor.batch_decode(tokens)[0]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"depth": 2}, "case 0: depth: input should be less than or equal to 1, got int 2"),
-        ({"depth": "0.5"}, "case 0: depth: input should be a valid number, got str '0.5'"),
-        ({"haystack": "none.mp4"}, "case 0: haystack: there is no file .*none.mp4"),
-        ({"needle": 3}, "case 0: needle: .*, got int 3"),
-        ({"question": " "}, "case 0: question: must be a non-empty string, got ' '"),
-        ({"options": "ab"}, "case 0: options: input should be a valid array"),
-        ({"options": ["a", "a"]}, "case 0: options must differ by more than case and punctuation, got a, a"),
-        ({"options": [str(number) for number in range(27)]}, "case 0: options: .* at most 26 items"),
-        ({"answer": "c"}, "case 0: answer must be one of the options a, b, got 'c'"),
-        ({"hint": "x"}, "case 0: has no field 'hint'; a case has haystack, needle, depth, question, options"),
-    ],
-)
-def test_bad_cases(change: dict, message: str, footage: Path, tmp_path: Path) -> None:
-    videos = {name: str(footage / f"{file}.mp4") for name, file in {"haystack": "hay", "needle": "needle"}.items()}
-    record = {"depth": 0.5, "question": "which?", "options": ["a", "b"], "answer": "a"} | videos
-    (tmp_path / "cases.json").write_text(json.dumps([record]))
-    assert len(load_cases(tmp_path / "cases.json")) == 1
-    (tmp_path / "cases.json").write_text(json.dumps([record | change]))
-    with pytest.raises(ValueError, match=message):
-        load_cases(tmp_path / "cases.json")
-
-
-def test_bad_case_files(miniature: Path, footage: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"can't read .*none\.json as a list of cases"):
-        load_cases(tmp_path / "none.json")
-    (tmp_path / "empty.json").write_text("[]")
-    with pytest.raises(ValueError, match="list should have at least 1 item"):
-        load_cases(tmp_path / "empty.json")
-    (tmp_path / "number.json").write_text("[3]")
-    with pytest.raises(
-        ValueError, match="case 0: must be a mapping of names to values, got int 3; a case has haystack"
+def test_bad_cases(miniature: Path, footage: Path) -> None:
+    record, file = RECORD | {"options": ["a", "b"], "answer": "a"}, footage / "bad.json"
+    file.write_text(json.dumps([record]), "utf-8-sig")  # as Windows' editor writes it
+    assert load_cases(file)[0].answer == "a"
+    for change, message in (
+        ({"depth": 2}, "depth: input should be less than or equal to 1, got int 2"),
+        ({"depth": "0.5"}, "depth: input should be a valid number, got str '0.5'"),
+        ({"haystack": "none.mp4"}, "haystack: there is no file .*none.mp4"),
+        ({"needle": 3}, "needle: .*, got int 3"),
+        ({"question": " "}, "question: must be a non-empty string, got ' '"),
+        ({"options": "ab"}, "options: input should be a valid array"),
+        ({"options": ["a", "a"]}, "options must differ by more than case and punctuation, got a, a"),
+        ({"options": [str(number) for number in range(27)]}, "options: .* at most 26 items"),
+        ({"answer": "c"}, "answer must be one of the options a, b, got 'c'"),
+        ({"hint": "x"}, "has no field 'hint'; a case has haystack, needle, depth, question, options"),
     ):
-        load_cases(tmp_path / "number.json")
-    record = {"haystack": "hay.mp4", "needle": "needle.mp4", "depth": 0, "question": "?", "options": [], "answer": "a"}
-    (footage / "windows.json").write_text(json.dumps([record]), "utf-8-sig")
-    assert load_cases(footage / "windows.json")[0].answer == "a"
+        file.write_text(json.dumps([record | change]))
+        with pytest.raises(ValueError, match=f"case 0: {message}"):
+            load_cases(file)
+    for content, message in {
+        "[]": "list should have at least 1 item",
+        "[3]": "case 0: must be a mapping of names to values, got int 3; a case has haystack",
+    }.items():
+        file.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            load_cases(file)
+    with pytest.raises(ValueError, match=r"can't read .*none\.json as a list of cases"):
+        load_cases(footage / "none.json")
     with pytest.raises(ValueError, match="cases must be at least one"):
         evaluate_cases(miniature, [])
 
@@ -184,10 +171,8 @@ def test_the_command_answers_cases(
 ) -> None:
     monkeypatch.chdir(footage)
     command = ("evaluate", "footage")
-    record = {"haystack": "hay.mp4", "needle": "needle.mp4", "depth": 0.5, "question": "which?"}
-    (footage / "mine.json").write_text(
-        json.dumps([record | {"options": ["a [red] cat", "a dog"], "answer": "a [red] cat"}])
-    )
+    record = RECORD | {"options": ["a [red] cat", "a dog"], "answer": "a [red] cat"}
+    (footage / "mine.json").write_text(json.dumps([record]))
     code, out, err = vilamp(*command, "mine.json", "--model", miniature, "--json")
     assert code == 0, err
     assert json.loads(out)["questions"] == 1

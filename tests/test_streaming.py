@@ -53,9 +53,6 @@ def processor(model: Model) -> Processor:
     return Processor.byte_level(model.config)
 
 
-# --- One run ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "changes", [{}, {"before_first": "self"}, {"reference": "released", "merge_before_projection": False}], ids=str
 )
@@ -229,9 +226,6 @@ def test_ctrl_c_leaves_a_store_to_go_on_with(
     assert torch.equal(measured.sequence.keyframes, plain.sequence.keyframes)
 
 
-# --- The benchmark's other way ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -246,9 +240,6 @@ def test_all_at_once_gives_the_same_tokens(changes: dict, video: Path) -> None:
     model = tiny_model(fill="none", similarity_threshold=1.0, **changes)
     processor = Processor.byte_level(model.config)
     assert torch.equal(hold_all(model, processor, video, QUERY), stream(model, processor, video, QUERY))
-
-
-# --- The study -------------------------------------------------------------------------------------------------------
 
 
 def test_a_study_goes_on_where_it_was(miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -304,51 +295,37 @@ def test_the_table_says_what_was_not_run(video: Path, model: Model, processor: P
     assert random[-2:] == ["no meaning", "0123456789"], "random weights find no needle, and none is claimed"
 
 
-# --- Before a run ----------------------------------------------------------------------------------------------------
-
-
 def test_preflight_names_what_is_lacking(miniature: Path, tmp_path: Path) -> None:
     fine = {"device": "cpu", "dtype": "float32", "folder": tmp_path / "new" / "folder"}
     findings = dict(preflight(miniature, 10_000, **fine))
     assert findings["context"] == "10,061 visual tokens of 131,072 positions"
     assert findings["disk"].startswith("0.1 GB needed")
-    with_store = preflight(miniature, 10_000, **fine, store=True)
-    assert dict(with_store)["disk"].startswith("0.13 GB needed")
-    for changes, message in (
-        ({"dtype": "int8"}, "dtype must be one of"),
-        ({"device": "cuda:77"}, "device must be one that torch can use here"),
+    assert dict(preflight(miniature, 10_000, **fine, store=True))["disk"].startswith("0.13 GB needed")
+    bare, wide, copy = (tmp_path / name for name in ("bare", "wide", "copy"))
+    ViLaMPConfig.paper().save_pretrained(bare)
+    # On any machine: float32 weights of 33 GB and a wish for the widest context there is.
+    ViLaMPConfig.paper(max_keyframes=600).save_pretrained(wide)
+    (wide / "model.safetensors").touch()
+    shutil.copytree(miniature, copy)
+    (copy / "tokenizer.json").unlink()
+    for model, frames, changes, message in (
+        (miniature, 10_000, {"dtype": "int8"}, "dtype must be one of"),
+        (miniature, 10_000, {"device": "cuda:77"}, "device must be one that torch can use here"),
+        (miniature, 140_000, {}, "do not fit the language model's 131,072"),
+        (wide, 10_000, {}, "do not fit the language model's 32,768"),
+        (bare, 600, {}, r"lacks model\.safetensors"),
+        (copy, 600, {}, "tokenizer"),
     ):
         with pytest.raises(ValueError, match=message):
-            preflight(miniature, 10_000, **fine | changes)
-    with pytest.raises(ValueError, match=r"do not fit the language model's 131,072"):
-        preflight(miniature, 140_000, **fine)
-    bare = tmp_path / "bare"
-    ViLaMPConfig.paper().save_pretrained(bare)
-    with pytest.raises(ValueError, match=r"lacks model\.safetensors"):
-        preflight(bare, 600, **fine)
-    (bare / "model.safetensors").touch()
-    # On any machine: float32 weights of 33 GB and a wish for the widest context there is.
-    ViLaMPConfig.paper(max_keyframes=600).save_pretrained(bare)
-    with pytest.raises(ValueError, match="do not fit the language model's 32,768"):
-        preflight(bare, 10_000, **fine)
-
-
-def test_preflight_finds_a_checkpoint_that_is_not_whole(miniature: Path, tmp_path: Path) -> None:
-    fine = {"device": "cpu", "dtype": "float32", "folder": tmp_path}
-    checkpoint = tmp_path / "checkpoint"
-    shutil.copytree(miniature, checkpoint)
-    (checkpoint / "tokenizer.json").unlink()
-    with pytest.raises(ValueError, match="tokenizer"):
-        preflight(checkpoint, 600, **fine)
-    found = dict(preflight(checkpoint, 600, **fine, tokenizer=str(miniature)))
-    assert found["tokenizers"] == dict(preflight(miniature, 600, **fine))["tokenizers"]
-    index = checkpoint / "model.safetensors.index.json"
-    index.write_text('{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}')
-    with pytest.raises(ValueError, match=r"lacks model-2\.safetensors; weights are read"):
-        preflight(checkpoint, 600, **fine)
-    index.write_text("[]")
-    with pytest.raises(ValueError, match="must hold a JSON object"):
-        preflight(checkpoint, 600, **fine)
+            preflight(model, frames, **fine | changes)
+    assert dict(preflight(copy, 600, **fine, tokenizer=str(miniature)))["tokenizers"] == findings["tokenizers"]
+    for index, message in {
+        '{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}': r"lacks model-2\.safetensors",
+        "[]": "must hold a JSON object",
+    }.items():
+        (copy / "model.safetensors.index.json").write_text(index)
+        with pytest.raises(ValueError, match=message):
+            preflight(copy, 600, **fine)
 
 
 def test_preflight_says_how_much_memory_and_disk_are_lacking(

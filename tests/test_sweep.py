@@ -159,9 +159,8 @@ def test_cells_are_known_by_their_code_and_parameters(notebook: Path) -> None:
     assert not names() & before
 
 
-@pytest.mark.parametrize(
-    ("fields", "complaint"),
-    [
+def test_a_bad_sweep_is_refused(notebook: Path) -> None:
+    for fields, complaint in (
         ({"parameters": {"c": [1]}}, "tiny.ipynb has no parameter c; it has a, b, seed, word, log, pause"),
         ({"parameters": {"a": [1, "two"]}}, "a: input should be a valid integer, got str 'two'"),
         ({"parameters": {"a": [1, True]}}, "grid.yaml: a: input should be a valid integer, got bool True"),
@@ -181,36 +180,24 @@ def test_cells_are_known_by_their_code_and_parameters(notebook: Path) -> None:
         ({"notebook": "none.ipynb"}, "'none.ipynb' must name one notebook"),
         ({"notebook": 98}, "'98' must name one notebook"),
         ({"repeats": 3}, "grid.yaml: has no field 'repeats'; a sweep has notebook,"),
-    ],
-)
-def test_a_bad_sweep_is_refused(notebook: Path, fields: dict[str, object], complaint: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(complaint)):
-        load_sweep(write_sweep(notebook, **fields))
-
-
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        (b"parameters: {a: &a [*a]}", "recursion"),
-        (b"[" * 3000, "recursion"),
-        (b"notebook: \xff", "can't decode"),
-        (b"parameters: {a: [1]}\nparameters: {a: [2]}", "parameters stands there twice"),
-        (b"fixed: {a: 2024-13-13}", "month must be in 1..12"),
-    ],
-)
-def test_a_file_that_cannot_be_read_is_named(content: bytes, complaint: str, tmp_path: Path) -> None:
-    (tmp_path / "grid.yaml").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"grid.yaml is not YAML: .*{complaint}"):
-        load_sweep(tmp_path / "grid.yaml")
-
-
-@pytest.mark.parametrize("content", ["", "3", "[1]"])
-def test_a_file_that_holds_no_sweep(content: str, tmp_path: Path) -> None:
-    (tmp_path / "grid.yaml").write_text(content)
-    with pytest.raises(
-        ValueError, match=r"grid.yaml: must be a mapping of names to values, got .*; a sweep has notebook"
     ):
-        load_sweep(tmp_path / "grid.yaml")
+        with pytest.raises(ValueError, match=re.escape(complaint)):
+            load_sweep(write_sweep(notebook, **fields))
+
+
+def test_a_file_that_holds_no_sweep_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "grid.yaml"
+    complaints = {
+        b"parameters: {a: &a [*a]}": "is not YAML: .*recursion",
+        b"[" * 3000: "is not YAML: .*recursion",
+        b"notebook: \xff": "is not YAML: .*can't decode",
+        b"parameters: {a: [1]}\nparameters: {a: [2]}": "is not YAML: .*parameters stands there twice",
+        b"fixed: {a: 2024-13-13}": r"is not YAML: .*month must be in 1..12",
+    } | dict.fromkeys((b"", b"3", b"[1]"), "must be a mapping of names to values, got .*; a sweep has notebook")
+    for content, complaint in complaints.items():
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"grid\.yaml:? {complaint}"):
+            load_sweep(file)
 
 
 def test_an_unknown_metric_ends_the_sweep(notebook: Path, tmp_path: Path) -> None:
