@@ -7,36 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import Refusal, Vilamp
 from video_files import write_video as write_numbers
 
-from vilamp_lite.baselines.mergers import QFormerMerger
 from vilamp_lite.costs import GPUS, PEER_MODELS
-from vilamp_lite.tinyworld.encoder import TinyWorldConfig, TinyWorldModel, vocabulary
+from vilamp_lite.tinyworld.encoder import vocabulary
 from vilamp_lite.tinyworld.questions import FAMILIES, random_scene
 from vilamp_lite.tinyworld.render import write_video
 from vilamp_lite.training import STUDIES, TRAINABLE
-from vilamp_lite.training.miniature import assemble, save_miniature
 
 QUESTION = "what color is the star?"
 
 
-# --- vilamp ask ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "miniature"
-    torch.manual_seed(0)
-    encoder = TinyWorldModel(TinyWorldConfig(text_config={"vocab_size": len(vocabulary())}))
-    save_miniature(assemble(encoder, 0), QFormerMerger(96, 96), folder)
-    return folder
-
-
 @pytest.fixture(autouse=True)
-def _bundled(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vilamp_lite.cli.ask.MINIATURE", saved)
+def _bundled(miniature: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vilamp_lite.cli.ask.MINIATURE", miniature)
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +47,11 @@ def ask(vilamp: Vilamp) -> Callable[..., dict]:
     return asked
 
 
-def test_the_miniature_answers_about_tinyworld(videos: dict[str, Path], saved: Path, ask: Callable[..., dict]) -> None:
+def test_the_miniature_answers_about_tinyworld(
+    videos: dict[str, Path], miniature: Path, ask: Callable[..., dict]
+) -> None:
     result = ask(videos["world"])
-    assert (result["model"], result["weights"]) == (str(saved), "checkpoint")
+    assert (result["model"], result["weights"]) == (str(miniature), "checkpoint")
     assert result["frames_sampled"] == random_scene(1).num_frames + random_scene(2).num_frames
     assert result["tokens"]["keyframes"] == 16 * len(result["keyframes"])
     assert result["encoder"].startswith("tinyworld, 64 px")
@@ -73,41 +60,32 @@ def test_the_miniature_answers_about_tinyworld(videos: dict[str, Path], saved: P
 
 
 def test_other_footage_is_refused_unless_forced(
-    videos: dict[str, Path], saved: Path, ask: Callable[..., dict], refusal: Refusal
+    videos: dict[str, Path], miniature: Path, ask: Callable[..., dict], refusal: Refusal
 ) -> None:
-    for options in ([], ["--model", str(saved)]):
+    for options in ([], ["--model", str(miniature)]):
         line = refusal("ask", videos["other"], QUESTION, *options)
         assert "other.mp4 does not show TinyWorld" in line
         assert line.endswith(
             "make such a video with `vilamp tinyworld`, name another model with --model DIR, or --force"
         )
-        assert ask(videos["other"], "--force", *options)["model"] == str(saved)
+        assert ask(videos["other"], "--force", *options)["model"] == str(miniature)
 
 
-def test_unknown_words_are_refused(videos: dict[str, Path], saved: Path, refusal: Refusal) -> None:
-    for options in ([], ["--force"], ["--model", str(saved)]):
+def test_unknown_words_are_refused(videos: dict[str, Path], miniature: Path, refusal: Refusal) -> None:
+    for options in ([], ["--force"], ["--model", str(miniature)]):
         line = refusal("ask", videos["world"], "what color is the dog?", *options)
         assert "the miniature does not know 'dog'; it was trained on such questions as: what color is the star?" in line
 
 
-@pytest.mark.parametrize(
-    ("video", "message"), [("text", "text.mp4"), ("missing", "missing.mp4: no such file; pass the path of a video")]
-)
-@pytest.mark.parametrize("options", [[], ["--force"]], ids=str)
-def test_files_that_are_no_video(
-    video: str, message: str, options: list[str], videos: dict[str, Path], refusal: Refusal
-) -> None:
-    assert message in refusal("ask", videos[video], QUESTION, *options)
-
-
-def test_without_the_bundled_model(
+def test_without_a_video_or_the_bundled_model(
     videos: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
 ) -> None:
+    for options in ([], ["--force"]):
+        assert "text.mp4" in refusal("ask", videos["text"], QUESTION, *options)
+        line = refusal("ask", videos["missing"], QUESTION, *options)
+        assert "missing.mp4: no such file; pass the path of a video" in line
     monkeypatch.setattr("vilamp_lite.cli.ask.MINIATURE", tmp_path / "vilamp-miniature")
     assert "vilamp-miniature" in refusal("ask", videos["world"], QUESTION)
-
-
-# --- vilamp train ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -128,7 +106,7 @@ def trainings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list:
     return calls
 
 
-def test_finetune_refuses_before_anything_is_loaded(tmp_path: Path, refusal: Refusal) -> None:
+def test_bad_options_are_refused_before_anything_is_loaded(tmp_path: Path, refusal: Refusal) -> None:
     """There is no model in the folder either."""
     needed = ["--model", tmp_path, "--data", tmp_path / "missing.jsonl"]
     for arguments, message in (
@@ -140,35 +118,31 @@ def test_finetune_refuses_before_anything_is_loaded(tmp_path: Path, refusal: Ref
         ([*needed, "--study", "full"], "No such option: --study"),
     ):
         assert message in refusal("train", "finetune", *arguments)
+    assert "study must be one of 'full', " in refusal("train", "miniature", "--study", "half", "--out", tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_training_gets_its_options(trainings: list, tmp_path: Path, vilamp: Vilamp) -> None:
     options = ("--out", tmp_path, "--seed", 3, "--study", "no_grounding", "--mixed-precision", "bf16")
     assert vilamp("train", "miniature", *options) == (0, f"{tmp_path / 'model'}\n", "")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    ((places, options),) = trainings
+    assert vilamp("train", "miniature")[0] == 0
+    (places, options), (without, _) = trainings
     assert places == (tmp_path, 3, "no_grounding")
     assert options["mixed_precision"] == "bf16"
+    assert without == (Path("runs/train"), 0, "full")
 
 
-@pytest.mark.parametrize(
-    ("command", "names"),
-    [
+def test_help_lists_every_name(vilamp: Vilamp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    for command, names in (
         ("train miniature", STUDIES),
         ("train finetune", TRAINABLE),
         ("tinyworld", FAMILIES),
         ("costs", GPUS),
         ("costs", PEER_MODELS),
-    ],
-)
-def test_help_lists_every_name(command: str, names: dict, vilamp: Vilamp, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "400")
-    assert f"{', '.join(names)}." in vilamp(*command.split(), "--help")[1]
-
-
-def test_an_unknown_study(tmp_path: Path, refusal: Refusal) -> None:
-    assert "study must be one of 'full', " in refusal("train", "miniature", "--study", "half", "--out", tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    ):
+        assert f"{', '.join(names)}." in vilamp(*command.split(), "--help")[1], command
 
 
 def test_several_processes_run_the_same_command(
@@ -191,8 +165,3 @@ def test_several_processes_run_the_same_command(
     monkeypatch.setenv("LOCAL_RANK", "1")  # one of the two: it works, and leaves speaking to the first
     assert vilamp(*words)[:2] == (0, "")
     assert (len(launched), len(trainings)) == (1, 1)
-
-
-def test_without_options_the_miniature_is_trained(trainings: list, vilamp: Vilamp) -> None:
-    assert vilamp("train", "miniature")[0] == 0
-    assert trainings[0][0] == (Path("runs/train"), 0, "full")

@@ -55,32 +55,26 @@ def test_container():
     assert max(b - a for a, b in pairwise([*keyframes, 120])) <= 2
 
 
-def test_scenes_tile_the_video(tour):
+def test_scenes_tile_the_video_and_every_photo_has_its_own_queries(tour, maker):
     scenes = tour["scenes"]
+    assert tour == maker.describe()
     assert (tour["video"], tour["fps"], tour["duration"]) == (VIDEO.name, 30, 120)
     assert [scene["scene"] for scene in scenes] == list(range(len(scenes)))
     assert (scenes[0]["start"], scenes[-1]["end"]) == (0, 120)
-    assert all(a["end"] == b["start"] for a, b in pairwise(scenes))
+    for one, following in pairwise(scenes):
+        assert one["end"] == following["start"]
+        assert one["photo"] != following["photo"]
+    times_shown = Counter(scene["photo"] for scene in scenes)
+    assert len(times_shown) >= 12
+    assert sorted(times_shown.values())[-3:] == [1, 2, 2]
+    owners = {(query, scene["photo"]) for scene in scenes for query in scene["queries"]}
+    assert len(owners) == len({query for query, _ in owners})
     for scene in scenes:
         assert 5 <= scene["end"] - scene["start"] <= 12
         assert (scene["end"] * 30).is_integer()
         assert sum(scene["start"] <= second < scene["end"] for second in range(120)) >= 5
-
-
-def test_photos_and_queries(tour):
-    times_shown = Counter(scene["photo"] for scene in tour["scenes"])
-    assert len(times_shown) >= 12
-    assert sorted(times_shown.values())[-3:] == [1, 2, 2]
-    assert all(a["photo"] != b["photo"] for a, b in pairwise(tour["scenes"]))
-    for scene in tour["scenes"]:
-        assert scene["title"].strip()
         assert len(scene["queries"]) == len(set(scene["queries"])) == 3
-        assert all(query.strip() for query in scene["queries"])
-
-
-def test_no_query_belongs_to_two_photos(tour):
-    owners = {(query, scene["photo"]) for scene in tour["scenes"] for query in scene["queries"]}
-    assert len(owners) == len({query for query, _ in owners})
+        assert all(text.strip() for text in (scene["title"], *scene["queries"]))
 
 
 def test_readme_gives_every_licence(tour, maker):
@@ -89,10 +83,6 @@ def test_readme_gives_every_licence(tour, maker):
     for photo in {scene["photo"] for scene in tour["scenes"]}:
         assert re.search(r"CC0|CC BY 2\.0|public domain", licences[photo]), photo
         assert any(f"{maker.PHOTOS[photo].package}/{maker.PHOTOS[photo].path}" in row for row in rows), photo
-
-
-def test_description_is_the_scripts(tour, maker):
-    assert tour == maker.describe()
 
 
 def test_cuts_are_where_the_description_says(tour):
