@@ -8,7 +8,7 @@ import pytest
 import torch
 from random_checkpoint import save_released
 from safetensors.torch import load_file, save_file
-from tiny_models import OFFICIAL, official_pixels, tiny_inputs, tiny_model
+from tiny_models import OFFICIAL, SIGLIP, tiny_inputs, tiny_model
 from transformers import (
     CLIPModel,
     LlavaOnevisionConfig,
@@ -48,7 +48,7 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def test_released_configuration() -> None:
+def test_released_configuration(tmp_path: Path) -> None:
     config = load_config(OFFICIAL / "checkpoint")
     assert (config.max_keyframes, config.similarity_threshold, config.relevance_threshold) == (3, 0.9, -1)
     released = ViLaMPConfig.released()
@@ -58,6 +58,8 @@ def test_released_configuration() -> None:
     assert (config.text_config.hidden_size, config.text_config.num_key_value_heads) == (24, 2)
     assert config.vision_config.num_hidden_layers == 2
     model = load_checkpoint(OFFICIAL / "checkpoint")
+    model.save_pretrained(tmp_path)
+    assert same(load_checkpoint(tmp_path), model)
     assert model.merger.temperature.item() == pytest.approx(0.05)
     assert model.generation_config.eos_token_id == 91
     assert not model.training
@@ -124,6 +126,11 @@ def test_vision_tower_configuration_is_so400m_by_default(checkpoint: Path) -> No
 
 def test_missing_and_unexpected_weights_are_listed(checkpoint: Path) -> None:
     weights = load_file(checkpoint / "model.safetensors")
+    # Old versions of transformers stored what follows from the configuration: these are no weights.
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(3)
+    weights["model.frame_selector.model.text_model.embeddings.position_ids"] = torch.ones(3)
+    save_file(weights, checkpoint / "model.safetensors")
+    assert same(load_released_checkpoint(checkpoint), load_released_checkpoint(OFFICIAL / "checkpoint"))
     del weights["model.composer_projector.tau"], weights["lm_head.weight"]
     weights |= {"model.vision_resampler.query": torch.zeros(2)}
     save_file(weights, checkpoint / "model.safetensors")
@@ -135,31 +142,34 @@ def test_missing_and_unexpected_weights_are_listed(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("name", "content", "message"),
     [
-        ({"composer_type": "single_token"}, "composer_type is 'single_token'"),
-        ({"composer_type": None}, "names no composer_type"),
-        ({"mm_projector_type": "linear"}, "mm_projector_type is 'linear'"),
-        ({"frame_selector_type": "ClusterFrameSelector"}, "frame_selector_type is 'ClusterFrameSelector'"),
-        ({"mm_spatial_pool_mode": "max"}, "mm_spatial_pool_mode is 'max'"),
-        ({"model_type": "llava"}, "holds a llava"),
+        ("config.json", None, r"is not a checkpoint: there is no config\.json"),
+        ("config.json", "{", "is not JSON"),
+        ("config.json", "[]", "must hold a JSON object, got a list"),
+        ("config.json", {"composer_type": "single_token"}, "composer_type is 'single_token'"),
+        ("config.json", {"composer_type": None}, "names no composer_type"),
+        ("config.json", {"mm_projector_type": "linear"}, "mm_projector_type is 'linear'"),
+        ("config.json", {"frame_selector_type": "Cluster"}, "frame_selector_type is 'Cluster'"),
+        ("config.json", {"mm_spatial_pool_mode": "max"}, "mm_spatial_pool_mode is 'max'"),
+        ("config.json", {"model_type": "llava"}, "holds a llava"),
+        ("model.safetensors", None, r"lacks model\.safetensors"),
+        ("model.safetensors.index.json", "{}", "names no weights"),
+        ("clip-tiny/config.json", "{", "can't load"),
+        ("generation_config.json", "{", "can't load"),
     ],
 )
-def test_other_settings_of_the_released_code_are_refused(checkpoint: Path, changes: dict, message: str) -> None:
-    change_json(checkpoint / "config.json", **changes)
+def test_a_damaged_checkpoint_and_another_codes_are_refused(
+    checkpoint: Path, name: str, content: str | dict | None, message: str
+) -> None:
+    if content is None:
+        (checkpoint / name).unlink()
+    elif isinstance(content, dict):
+        change_json(checkpoint / name, **content)
+    else:
+        (checkpoint / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         load_checkpoint(checkpoint)
-
-
-def test_not_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is not a checkpoint: there is no config\.json"):
-        load_checkpoint(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
-        load_checkpoint(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava_qwen", "composer_type": "sig_pooling"}))
-    with pytest.raises(ValueError, match=r"lacks model\.safetensors"):
-        load_checkpoint(tmp_path)
 
 
 def test_changes_reach_the_model_and_are_checked() -> None:
@@ -169,30 +179,6 @@ def test_changes_reach_the_model_and_are_checked() -> None:
         load_checkpoint(OFFICIAL / "checkpoint", keyframes=5)
     with pytest.raises(ValueError, match="temperature is learned"):
         load_checkpoint(OFFICIAL / "checkpoint", temperature=0.3)
-
-
-def test_stored_buffers_are_no_weights(checkpoint: Path) -> None:
-    """Old versions of transformers stored what follows from the configuration."""
-    weights = load_file(checkpoint / "model.safetensors")
-    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(3)
-    weights["model.frame_selector.model.text_model.embeddings.position_ids"] = torch.ones(3)
-    save_file(weights, checkpoint / "model.safetensors")
-    assert same(load_released_checkpoint(checkpoint), load_released_checkpoint(OFFICIAL / "checkpoint"))
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("config.json", "[]", "must hold a JSON object, got a list"),
-        ("model.safetensors.index.json", "{}", "names no weights"),
-        ("clip-tiny/config.json", "{", "can't load"),
-        ("generation_config.json", "{", "can't load"),
-    ],
-)
-def test_damaged_json(checkpoint: Path, name: str, text: str, message: str) -> None:
-    (checkpoint / name).write_text(text)
-    with pytest.raises(ValueError, match=message):
-        load_checkpoint(checkpoint)
 
 
 def test_tokenizers_of_a_released_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
@@ -315,12 +301,7 @@ def test_onevision_takes_other_settings(tmp_path: Path) -> None:
 
 def test_onevision_with_a_siglip_selector_saves_and_loads(tmp_path: Path) -> None:
     onevision(tmp_path, 0)
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    siglip = SiglipConfig(
-        text_config=small | {"vocab_size": 260, "max_position_embeddings": 16, "projection_size": 16},
-        vision_config=small | {"image_size": 32, "patch_size": 8},
-    )
-    SiglipModel(siglip).save_pretrained(tmp_path / "siglip")
+    SiglipModel(SiglipConfig.from_dict(SIGLIP)).save_pretrained(tmp_path / "siglip")
     model = from_llava_onevision(tmp_path / "onevision", selector=tmp_path / "siglip")
     model.save_pretrained(tmp_path / "vilamp")
     loaded = ViLaMPForConditionalGeneration.from_pretrained(tmp_path / "vilamp")
@@ -328,14 +309,3 @@ def test_onevision_with_a_siglip_selector_saves_and_loads(tmp_path: Path) -> Non
     inputs = tiny_inputs(text=(5, 259, 7))
     # Read from a file, weights lie elsewhere in memory, and a BLAS may then add in another order.
     torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, rtol=0, atol=1e-6)
-
-
-def test_a_released_checkpoint_saved_as_ours(tmp_path: Path) -> None:
-    model = load_released_checkpoint(OFFICIAL / "checkpoint")
-    model.save_pretrained(tmp_path)
-    loaded = load_checkpoint(tmp_path)
-    assert same(loaded, model)
-    pixels = official_pixels(384)[:2]
-    with torch.no_grad():
-        # Read from a file, weights lie elsewhere in memory, and a BLAS may then add in another order.
-        torch.testing.assert_close(loaded.patch_features(pixels), model.patch_features(pixels), rtol=0, atol=1e-6)

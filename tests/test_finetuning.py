@@ -74,23 +74,27 @@ def weights(model: ViLaMPForConditionalGeneration) -> dict[str, torch.Tensor]:
 # --- Training --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trains", TRAINABLE)
-def test_what_should_move_moves(trains: str, examples: list[VideoQuestion], tmp_path: Path) -> None:
-    model = tiny_model()
+@pytest.mark.parametrize(
+    ("trains", "changes", "moving"),
+    [
+        *[(trains, {}, MOVING[trains]) for trains in TRAINABLE],
+        (
+            "connectors",
+            {"keyframe_block": True, "connectors": "shared", "video_newline": False},
+            {"keyframe_connector", "keyframe_block"},
+        ),
+    ],
+)
+def test_what_should_move_moves(
+    trains: str, changes: dict, moving: set[str], examples: list[VideoQuestion], tmp_path: Path
+) -> None:
+    model = tiny_model(**changes)
     before = weights(model)
     curve = finetune(model, byte_level(model), examples, TWO_STEPS, trains, tmp_path, max_frames=6)
     assert curve.shape == (2, 2)
     for name, value in weights(model).items():
-        assert torch.equal(value, before[name]) is not (name.split(".")[0] in MOVING[trains]), name
+        assert torch.equal(value, before[name]) is not (name.split(".")[0] in moving), name
     assert not model.training
-
-
-def test_the_keyframe_block_goes_with_the_connectors(examples: list[VideoQuestion], tmp_path: Path) -> None:
-    model = tiny_model(keyframe_block=True, connectors="shared", video_newline=False)
-    before = weights(model)
-    finetune(model, byte_level(model), examples, TWO_STEPS, "connectors", tmp_path, max_frames=6)
-    moved = {name.split(".")[0] for name, value in weights(model).items() if not torch.equal(value, before[name])}
-    assert moved == {"keyframe_connector", "keyframe_block"}
 
 
 def test_one_example_is_learned_and_the_model_written(examples: list[VideoQuestion], tmp_path: Path) -> None:
@@ -142,25 +146,12 @@ def test_checkpointing_changes_memory_only(trains: str, examples: list[VideoQues
         model = tiny_model()
         # A checkpointed layer runs again for the gradients; the encoders keep nothing, so they never do.
         runs[checkpointing] = {"language_model": [], "vision_tower": []}
-        layers = (
-            model.language_model.model.layers[0].input_layernorm,
-            model.vision_tower.encoder.layers[0].layer_norm1,
-        )
+        layers = model.language_model.model.layers[0].input_layernorm, model.vision_tower.encoder.layers[0].layer_norm1
         for layer, calls in zip(layers, runs[checkpointing].values(), strict=True):
             layer.register_forward_hook(lambda _, __, output, calls=calls: calls.append(output.requires_grad))
         folder = tmp_path / str(checkpointing)
-        curves.append(
-            finetune(
-                model,
-                byte_level(model),
-                examples,
-                TWO_STEPS,
-                trains,
-                folder,
-                max_frames=6,
-                gradient_checkpointing=checkpointing,
-            )
-        )
+        options = {"max_frames": 6, "gradient_checkpointing": checkpointing}
+        curves.append(finetune(model, byte_level(model), examples, TWO_STEPS, trains, folder, **options))
         assert not model.is_activation_checkpointing
     np.testing.assert_allclose(*curves, rtol=1e-6)
     assert [len(runs[checkpointing]["language_model"]) for checkpointing in (False, True)] == [2, 4]
