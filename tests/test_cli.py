@@ -1,6 +1,7 @@
 """The command: what it prints, and one line with exit code 2 for bad input."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 import torch
 from conftest import Refusal, Vilamp
@@ -267,6 +269,13 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(
     code, out, err = vilamp(*command.split())
     assert (code, out) == (130, "")
     assert err == f"vilamp: stopped; {kept}; to go on: vilamp {command}\n"
+
+
+def test_too_little_memory_is_one_line(vilamp: Vilamp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vilamp_lite.cli.files.SampledVideo", lambda *_: np.empty(1 << 60, np.uint8))
+    code, out, err = vilamp("probe", TOUR)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"vilamp: out of memory; .* \(Unable to allocate .*\)\n", err)
 
 
 def test_files_that_are_there_are_refused_unless_overwritten(tmp_path: Path, vilamp: Vilamp, refusal: Refusal) -> None:

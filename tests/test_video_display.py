@@ -1,6 +1,8 @@
 """Pictures are shown as players show them: turned, mirrored, with square pixels, and never squeezed."""
 
 import struct
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -166,3 +168,69 @@ def test_a_tall_picture_is_squeezed_by_no_backend(tmp_path):
         frames_at(path, [0], backend="decord")
     with pytest.warns(UserWarning, match="its pictures change at"):
         assert read_number(frames_at(path, [3])[0][:, 53:138]) == 10
+
+
+# --- Pictures that are too large ---------------------------------------------------------------------------------
+
+
+def bomb(path: Path, height: int, width: int) -> Path:
+    """A GIF of 6 frames of one pixel each, on a screen of any size, in under a kilobyte."""
+    screen = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6)
+    delay = b"\x21\xf9\x04\x04\x64\x00\x00\x00"
+    pixel = b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"
+    path.write_bytes(screen + 6 * (delay + pixel) + b"\x3b")
+    return path
+
+
+MEASURED = """
+import sys
+from vilamp_lite.video.source import stream_frames
+try:
+    for batch in stream_frames(sys.argv[1], batch_size=64):
+        print(len(batch.frames), batch.frames.nbytes)
+except ValueError as error:
+    print(error)
+print(int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) // 1000)
+"""
+
+
+def measured(path: Path) -> tuple[list[str], int]:
+    """What a process of its own prints that reads a whole file, and its memory in MB."""
+    command = [sys.executable, "-c", MEASURED, path]
+    *lines, memory = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    return lines, int(memory)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("size", [(10_000, 10_000), (2_000, 65_535), (65_535, 65_535)])
+def test_a_bomb_is_refused_before_its_pictures_are_allocated(tmp_path, size):
+    path = bomb(tmp_path / "a.gif", *size)
+    lines, memory = measured(path)
+    assert lines == [f"{path}: its pictures hold more than 85 million pixels each; scale them down with ffmpeg"]
+    assert memory < 200
+
+
+def test_an_aspect_may_not_make_a_bomb(tmp_path):
+    path = write_video(tmp_path / "a.mp4", count=1, size=(2100, 4096), codec_options={"aspect": "10/1"})
+    with pytest.raises(VideoError, match="more than 85 million pixels"):
+        probe(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_batches_are_sized_by_their_bytes(tmp_path):
+    lines, _ = measured(bomb(tmp_path / "a.gif", 4000, 5000))
+    rows, sizes = zip(*(map(int, line.split()) for line in lines), strict=True)
+    assert rows == (4, 2)
+    assert max(sizes) <= 256_000_000
+
+
+def test_a_size_that_is_asked_for_has_the_same_limit(plain):
+    with pytest.raises(ValueError, match=r"size must be of at most 85,333,333 pixels, got \(10000, 10000\)"):
+        frames_at(plain, [0], size=(10_000, 10_000))
+
+
+def test_an_animated_webp_is_no_damaged_file(tmp_path):
+    pictures = [Image.fromarray(draw_number(number)) for number in range(3)]
+    pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:])
+    with pytest.raises(VideoError, match="is an animated WebP, which this build of PyAV can't decode"):
+        probe(tmp_path / "a.webp")

@@ -27,6 +27,9 @@ class _OneLineErrors(TyperGroup):
             except (ValueError, ImportError, OSError) as error:
                 tell(f"vilamp: {' '.join(str(error).split())}")
                 raise typer.Exit(2) from error
+            except MemoryError as error:
+                tell(f"vilamp: out of memory; sample fewer frames, or free some memory ({error or 'no more is known'})")
+                raise typer.Exit(2) from error
 
 
 app = typer.Typer(cls=_OneLineErrors, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)

@@ -12,8 +12,8 @@ from typing import Any
 import av
 import numpy as np
 
-from vilamp_lite.video.display import Size, Stored, between_bars, display_matrix, displayed_size, upright
-from vilamp_lite.video.opening import ENCRYPTED, Opened, open_video, warn_of_other_streams
+from vilamp_lite.video.display import MAX_PIXELS, Size, Stored, between_bars, display_matrix, displayed_size, upright
+from vilamp_lite.video.opening import ENCRYPTED, TOO_LARGE, Opened, open_video, warn_of_other_streams, why_not_decoded
 from vilamp_lite.video.timeline import (
     Plan,
     Scan,
@@ -55,9 +55,11 @@ def read_timeline(path: Path) -> Timeline:
         ticks = np.unique(np.array(scan.ticks, np.int64))
         refuse_cut_file(path, container, stream, scan, ticks)
         if frame is None:
-            raise VideoError(f"{path}: none of its {len(ticks)} frames can be decoded; the file is damaged")
+            raise VideoError(f"{path}: {why_not_decoded(path)}")
         matrix = display_matrix(path, frame)
         height, width = displayed_size((frame.height, frame.width), stream.sample_aspect_ratio, matrix)
+        if height * width > MAX_PIXELS:
+            raise VideoError(f"{path}: {TOO_LARGE}")
         end = scan.end if scan.end > ticks[-1] else int(ticks[-1]) + usual_step(ticks, stream)
         length = (end - int(ticks[0])) * stream.time_base
         codec, comment = stream.codec.canonical_name, container.metadata.get("comment", "")

@@ -14,6 +14,10 @@ from PIL import ExifTags, Image
 Matrix: TypeAlias = tuple[int, int, int, int]  # (a, b, c, d): the pixel at (x, y) is shown at (ax + cy, bx + dy)
 Size: TypeAlias = tuple[int, int]  # height and width
 
+# A batch of pictures [B, H, W, 3] fills no more, and one picture alone no more either.
+BATCH_BYTES = 256_000_000
+MAX_PIXELS = BATCH_BYTES // 3
+
 # Encoders that round a width to an even one tell the rest as an aspect, such as 640:639; players' pixels show no such
 # difference, and to resample for it would only blur.
 _LEAST_STRETCH = Fraction(1, 100)

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 import av
+from PIL import Image
 
+from vilamp_lite.video.display import MAX_PIXELS
 from vilamp_lite.video.timeline import VideoError
 
 # FFmpeg's names of the containers that hold their pictures, or their sound, themselves. It opens no other kind: a
@@ -27,6 +29,10 @@ _PLAYLISTS = {
     "DASH": rb"(<\?xml.*?)?<MPD\b",
     "Smooth Streaming": rb"(<\?xml.*?)?<SmoothStreamingMedia\b",
 }
+
+ENCRYPTED = "is encrypted (DRM); pass a copy that is not"
+TOO_LARGE = f"its pictures hold more than {MAX_PIXELS // 10**6} million pixels each; scale them down with ffmpeg"
+_LIMIT = {"max_pixels": str(MAX_PIXELS)}  # FFmpeg allocates nothing for a picture that is larger
 
 Opened: TypeAlias = tuple[av.container.InputContainer, av.VideoStream]
 
@@ -54,16 +60,30 @@ def open_video(path: Path) -> Opened:
         objection = "this build of PyAV can't decode its video; re-encode it as H.264"
     elif "enc_key_id" in stream.metadata:  # Matroska's
         objection = ENCRYPTED
+    elif stream.width * stream.height > MAX_PIXELS:
+        objection = TOO_LARGE
     else:
         # Not PyAV's default, "SLICE": with it the H.264 decoder reports no damage at all, `explode` or not.
         stream.thread_type = "AUTO"
-        stream.codec_context.options = {"err_detect": "explode"}
+        stream.codec_context.options = {"err_detect": "explode"} | _LIMIT
         return container, stream
     container.close()
     raise VideoError(f"{path}: {objection}")
 
 
-ENCRYPTED = "is encrypted (DRM); pass a copy that is not"
+def why_not_decoded(path: Path) -> str:
+    """Say why no frame of a file came out, as far as Pillow can tell."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                return TOO_LARGE
+            if picture.format == "WEBP" and picture.is_animated:
+                return "is an animated WebP, which this build of PyAV can't decode; convert it to MP4 or GIF"
+    except Image.DecompressionBombError:
+        return TOO_LARGE
+    except OSError:
+        pass
+    return "none of its frames can be decoded; the file is damaged"
 
 
 def warn_of_other_streams(path: Path, container: av.container.InputContainer, shown: av.VideoStream) -> None:
@@ -94,7 +114,7 @@ def _pictures(container: av.container.InputContainer) -> list[av.VideoStream]:
 
 def _opened(path: Path) -> av.container.InputContainer:
     """Open an absolute path, of whose name FFmpeg takes no part for a protocol or a pattern of names."""
-    options = {"format_whitelist": ",".join(_CONTAINERS.split()), "protocol_whitelist": "file,fd"}
+    options = {"format_whitelist": ",".join(_CONTAINERS.split()), "protocol_whitelist": "file,fd"} | _LIMIT
     if not set("%*?{") & set(str(path)):
         return av.open(path, metadata_errors="replace", options=options)
     with path.open("rb", buffering=0) as file:  # FFmpeg keeps a handle of its own

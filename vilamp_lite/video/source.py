@@ -27,7 +27,7 @@ from vilamp_lite.common.checks import choice, positive_int
 from vilamp_lite.video.ahead import ClosableIterator
 from vilamp_lite.video.decoding import Pictures, PyAVFile, read_timeline
 from vilamp_lite.video.decord import DecordFile
-from vilamp_lite.video.display import Size, resized
+from vilamp_lite.video.display import BATCH_BYTES, MAX_PIXELS, Size, resized
 from vilamp_lite.video.timeline import VideoInfo, plan_samples
 
 Backend = Literal["auto", "decord", "pyav"]
@@ -137,7 +137,9 @@ class SampledVideo:
         self.num_frames = len(self._plan.positions)
 
     def batches(self, batch_size: int = 32) -> FrameStream:
-        """Start a pass over all samples, in order; the last batch may hold fewer than `batch_size`.
+        """Start a pass over all samples, in order, `batch_size` at a time.
+
+        The last batch may hold fewer, and so do all of them where that many pictures took more than 256 MB.
 
         Raises:
             VideoError: Where it gets to too much damage, or the file has changed since it was scanned.
@@ -146,7 +148,9 @@ class SampledVideo:
             UserWarning: If damaged packets were skipped; the nearest intact frame, at most max(1, 1 / fps) seconds
                 away, stands in for a lost one.
         """
-        batches = self._batches(self._file.pictures(self._plan), positive_int("batch_size", batch_size))
+        height, width = self._shape
+        rows = min(positive_int("batch_size", batch_size), BATCH_BYTES // (height * width * 3))
+        batches = self._batches(self._file.pictures(self._plan), rows)
         return FrameStream(batches, self.num_frames, self.info)
 
     def at(self, samples: Sequence[int]) -> np.ndarray:
@@ -167,7 +171,10 @@ class SampledVideo:
             raise ValueError(f"samples must lie in 0…{self.num_frames - 1} with this sampling, got {wanted.max()}")
         few, copies = np.unique(wanted, return_inverse=True)
         with closing(self._file.pictures(self._plan.of(few), leave_open=True)) as pictures:
-            return np.stack([resized(picture, self._shape) for picture, _ in pictures])[copies]
+            frames = np.empty((len(few), *self._shape, 3), np.uint8)
+            for row, (picture, _) in enumerate(pictures):
+                frames[row] = resized(picture, self._shape)
+        return frames if np.array_equal(few, wanted) else frames[copies]
 
     def _batches(self, pictures: Pictures, batch_size: int) -> Generator[FrameBatch, None, None]:
         try:
@@ -240,4 +247,7 @@ def _checked_fps(fps: Any) -> Fraction:
 def _checked_size(size: Any) -> tuple[int, int]:
     if not isinstance(size, tuple | list) or len(size) != 2:
         raise ValueError(f"size must be a pair (height, width), got {size!r}")
-    return positive_int("size[0] (height)", size[0]), positive_int("size[1] (width)", size[1])
+    height, width = positive_int("size[0] (height)", size[0]), positive_int("size[1] (width)", size[1])
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"size must be of at most {MAX_PIXELS:,} pixels, got {size!r}")
+    return height, width
