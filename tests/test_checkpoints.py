@@ -112,7 +112,9 @@ def test_clip_configuration_elsewhere(checkpoint: Path, tmp_path: Path) -> None:
     config = load_config(checkpoint)
     assert config.selector_config.projection_dim == CLIP_VIT_B_32["projection_dim"]
     assert config.selector_config.vision_config.hidden_size == 768
-    with pytest.raises(ValueError, match=r"of another shape: .*selector\.text_projection\.weight \(10, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"of another shape: merger\.query_map\.weight \(24, 10\), expected \(24, 512\)"
+    ):
         load_released_checkpoint(checkpoint)
 
 
@@ -148,13 +150,16 @@ def test_missing_and_unexpected_weights_are_listed(checkpoint: Path) -> None:
         ("config.json", "{", "is not JSON"),
         ("config.json", "[]", "must hold a JSON object, got a list"),
         ("config.json", {"composer_type": "single_token"}, "composer_type is 'single_token'"),
-        ("config.json", {"composer_type": None}, "names no composer_type"),
+        ("config.json", {"composer_type": None}, "names no composer_type .* LLaVA-OneVision in lmms-lab's own format"),
         ("config.json", {"mm_projector_type": "linear"}, "mm_projector_type is 'linear'"),
         ("config.json", {"frame_selector_type": "Cluster"}, "frame_selector_type is 'Cluster'"),
         ("config.json", {"mm_spatial_pool_mode": "max"}, "mm_spatial_pool_mode is 'max'"),
         ("config.json", {"model_type": "llava"}, "holds a llava"),
         ("model.safetensors", None, r"lacks model\.safetensors"),
         ("model.safetensors.index.json", "{}", "names no weights"),
+        ("config.json", "[" * 100_000, r"config\.json is not JSON"),
+        ("model.safetensors.index.json", '{"weight_map":' * 100_000, r"index\.json is not JSON"),
+        ("clip-tiny/config.json", "[" * 100_000, "can't load .*clip-tiny"),
         ("clip-tiny/config.json", "{", "can't load"),
         ("generation_config.json", "{", "can't load"),
     ],
@@ -199,6 +204,49 @@ def test_tokenizers_of_a_released_checkpoint(checkpoint: Path, tmp_path: Path) -
         assert processor.selector_image_processor.crop_size["height"] == 32
 
 
+@pytest.mark.parametrize("kind", ["released", "ours", "onevision"])
+def test_weights_that_would_load_as_something_else_are_refused(kind: str, tmp_path: Path) -> None:
+    loads = {
+        "released": load_checkpoint,
+        "ours": load_checkpoint,
+        "onevision": lambda folder: from_llava_onevision(folder, selector=tmp_path / "clip"),
+    }
+    if kind == "released":
+        shutil.copytree(OFFICIAL / "checkpoint", tmp_path / kind)
+    elif kind == "ours":
+        tiny_model().save_pretrained(tmp_path / kind)
+    else:
+        onevision(tmp_path, 0)
+    file = tmp_path / kind / "model.safetensors"
+    weights = load_file(file)
+    cases = {
+        r"stores weights as float8_e4m3 \(": {
+            name: value.to(torch.float8_e4m3fn) if value.ndim == 2 else value for name, value in weights.items()
+        },
+        r"stores weights as int8 \(": {
+            name: value.to(torch.int8) if value.ndim == 2 else value for name, value in weights.items()
+        },
+        "unexpected: .* more": weights | {f"{name}_scale": torch.ones(1) for name in weights},
+        r"a wrapper, which put 'module\.'": {f"module.{name}": value for name, value in weights.items()},
+        r"a wrapper, which put 'base_model\.model\.'": {f"base_model.model.{name}": weights[name] for name in weights},
+        "missing: .* more; unexpected: .* more": {f"student.{name}": value for name, value in weights.items()},
+    }
+    for message, stored in cases.items():
+        save_file(stored, file, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=message) as caught:
+            loads[kind](tmp_path / kind)
+        assert len(str(caught.value)) < 700
+    save_file(weights, file, metadata={"format": "pt"})
+    loads[kind](tmp_path / kind)
+    (tmp_path / kind / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(ValueError, match="holds a LoRA adapter beside its weights"):
+        loads[kind](tmp_path / kind)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / kind / name).unlink()
+    with pytest.raises(ValueError, match="is a LoRA adapter"):
+        loads[kind](tmp_path / kind)
+
+
 # --- Ours ------------------------------------------------------------------------------------------------------------
 
 
@@ -215,7 +263,7 @@ def test_our_own_checkpoint(tmp_path: Path) -> None:
     weights = load_file(tmp_path / "model.safetensors")
     del weights["video_newline"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="missing keys: video_newline"):
+    with pytest.raises(ValueError, match="missing: video_newline"):
         load_checkpoint(tmp_path)
 
 
@@ -280,6 +328,42 @@ def test_new_parts_start_neutral_and_learn(tmp_path: Path) -> None:
     torch.optim.Adam(model.merger.parameters(), lr=1e-3).step()
     moved, _ = model.merger(patches, patches[0], query[0])
     assert (moved - patches.mean(dim=1)).abs().max() > 1e-2
+
+
+def test_onevisions_of_other_versions_of_transformers(tmp_path: Path) -> None:
+    """Their weights had other names in 4.45, with the language model's own head, and in 4.52, below one `model`."""
+    onevision(tmp_path, 0)
+    wanted = from_llava_onevision(tmp_path / "onevision", selector=tmp_path / "clip")
+    file = tmp_path / "onevision" / "model.safetensors"
+    weights = load_file(file)
+    first = {"model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.", "model.": ""}
+    second = {"language_model.model.": "model.language_model.", "language_model.lm_head.": "lm_head."}
+    second |= {name: f"model.{name}" for name in ("vision_tower.", "multi_modal_projector.", "image_newline")}
+
+    def renamed(names: dict[str, str]) -> dict[str, torch.Tensor]:
+        found = {name: next(((a, b) for a, b in names.items() if name.startswith(a)), ("", "")) for name in weights}
+        return {b + name.removeprefix(a): weights[name] for name, (a, b) in found.items()}
+
+    for names in (first, second):
+        stored = renamed(names)
+        for vision in ("vision_tower.vision_model.", "vision_tower."):
+            kept = {name.replace("vision_tower.vision_model.", vision): value for name, value in stored.items()}
+            save_file(kept, file, metadata={"format": "pt"})
+            assert same(from_llava_onevision(tmp_path / "onevision", selector=tmp_path / "clip"), wanted)
+
+
+def test_a_file_in_place_of_its_folder_is_named(tmp_path: Path) -> None:
+    onevision(tmp_path, 0)
+    with pytest.raises(ValueError, match=r"onevision/config\.json as AutoConfig: it is a file; name the folder"):
+        from_llava_onevision(tmp_path / "onevision" / "config.json", selector=tmp_path / "clip")
+    with pytest.raises(ValueError, match=r"config\.json is a file; name the folder"):
+        load_checkpoint(OFFICIAL / "checkpoint" / "config.json")
+
+
+def test_onevision_in_lmms_labs_format_is_named(checkpoint: Path) -> None:
+    change_json(checkpoint / "config.json", composer_type=None)
+    with pytest.raises(ValueError, match=r"lmms-lab's own format; .* llava-hf"):
+        from_llava_onevision(checkpoint, selector=checkpoint / "clip-tiny")
 
 
 def test_onevision_takes_other_settings(tmp_path: Path) -> None:

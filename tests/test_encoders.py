@@ -33,6 +33,7 @@ from video_files import write_video
 from vilamp_lite.conse import ConSEEncoder
 from vilamp_lite.encoders import FrameTextEncoder, VideoEmbedding, embed_video, load_encoder
 from vilamp_lite.keyframes import select_keyframes
+from vilamp_lite.processing import _byte_tokenizer
 from vilamp_lite.video.source import SampledVideo, stream_frames
 
 QUERIES = ["a cat", "a red rocket", "a"]
@@ -237,11 +238,91 @@ def test_unusable_directories_are_refused(clip_directory, tmp_path):
         "bert": "must be a CLIP or SigLIP checkpoint, got a bert",
         "pickled": "can't load.*pickled",
         "truncated": "can't load.*truncated",
-        "partial": r"partial lacks weights: \['visual_projection.weight'\]",
+        "partial": r"partial do not fit .* missing: visual_projection\.weight$",
         "remote": "can't load.*remote",
     }.items():
         with pytest.raises(ValueError, match=message):
             load_encoder(tmp_path / name)
+
+
+@pytest.fixture
+def altered(clip_directory, tmp_path):
+    """Makes a copy of the tiny CLIP whose weights went through a function."""
+
+    def make(change=dict):
+        copy = shutil.copytree(clip_directory, tmp_path / f"clip-{len(list(tmp_path.iterdir()))}")
+        file = copy / "model.safetensors"
+        save_file(change(load_file(file)), file, metadata={"format": "pt"})
+        return copy
+
+    return make
+
+
+def matrices_as(dtype):
+    return lambda weights: {name: value.to(dtype) if value.ndim == 2 else value for name, value in weights.items()}
+
+
+def scales(weights):
+    return weights | {f"{name}_scale": torch.ones(1) for name in weights if name.endswith("weight")}
+
+
+def renamed(prefix):
+    return lambda weights: {prefix + name: value for name, value in weights.items()}
+
+
+def test_weights_that_would_load_as_something_else_are_refused(altered):
+    cases = {
+        r"stores weights as float8_e4m3 \(.* more\)": matrices_as(torch.float8_e4m3fn),
+        r"stores weights as int8 \(": matrices_as(torch.int8),
+        r"stores weights as int32 \(": matrices_as(torch.int32),
+        r"unexpected: .*weight_scale and \d+ more": scales,
+        r"unexpected: text_projection\.bias$": lambda weights: weights | {"text_projection.bias": torch.ones(16)},
+        r"of another shape: visual_projection.weight \(16, 31\), expected \(16, 32\)": lambda weights: (
+            weights | {"visual_projection.weight": torch.ones(16, 31)}
+        ),
+    }
+    for prefix in ("module.", "_orig_mod.", "base_model.model.", "module._orig_mod."):
+        cases[f"wrapper, which put '{prefix.split('_orig')[0] or '_orig_mod.'}' into the names"] = renamed(prefix)
+    cases[r"vision_model\._orig_mod\."] = lambda weights: {
+        name.replace("vision_model.", "vision_model._orig_mod."): value for name, value in weights.items()
+    }
+    for message, change in cases.items():
+        with pytest.raises(ValueError, match=message) as caught:
+            load_encoder(altered(change), "cpu")
+        assert len(str(caught.value)) < 700
+    # What old versions of transformers stored follows from the configuration, and is no weight.
+    ids = {f"{tower}_model.embeddings.position_ids": torch.arange(12)[None] for tower in ("text", "vision")}
+    load_encoder(altered(lambda weights: weights | ids), "cpu")
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_an_adapter_is_never_left_out_without_a_word(beside, altered):
+    copy = altered()
+    (copy / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    if not beside:
+        (copy / "model.safetensors").rename(copy / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="holds a LoRA adapter beside" if beside else "is a LoRA adapter"):
+        load_encoder(copy, "cpu")
+
+
+def test_a_tokenizer_that_cannot_tell_queries_apart_is_refused(altered):
+    without = altered()
+    for name in ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"):
+        (without / name).unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="holds no tokenizer"):
+        load_encoder(without, "cpu")
+
+    def with_other(tokenizer):
+        tokenizer.save_pretrained(copy := altered())
+        return load_encoder(copy, "cpu")
+
+    with pytest.raises(ValueError, match=r"the tokenizer of clip-\d is not this model's: it makes token \d+, the"):
+        with_other(_byte_tokenizer(ends=True)).encode_text(["a cat"])
+    # Without the end token CLIP would read the first token alone, the same of each query.
+    words = Tokenizer(models.WordLevel({"a": 0, "cat": 1, "<unk>": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    with pytest.raises(ValueError, match="is not this model's: it does not end a text with token 19"):
+        with_other(PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<unk>")).encode_text(["a cat"])
 
 
 def test_nonsense_is_refused(clip_directory, video):

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from tiny_models import tiny_model
+from tiny_models import tiny_inputs, tiny_model
 from video_files import write_video
 
 from benchmarks.end_to_end import hold_all, stream
@@ -189,8 +189,24 @@ def test_memory_does_not_grow_with_the_video(miniature: Path, tmp_path: Path) ->
 def test_logits_that_are_not_finite_are_an_error(video: Path, processor: Processor) -> None:
     broken = tiny_model()
     broken.language_model.lm_head.weight.data[5] = torch.inf
-    with pytest.raises(ValueError, match=r"not finite in torch\.float32: use bfloat16"):
+    with pytest.raises(ValueError, match=r"not finite in float32: lm_head\.weight of the language model holds NaN"):
         measured_answer(broken, processor, video, QUERY, max_new_tokens=2)
+    for way in ({}, {"num_beams": 2}, {"do_sample": True}, {"prefill_chunk_size": 4}):
+        with pytest.raises(ValueError, match="not finite in float32"):
+            broken.generate(**tiny_inputs(), max_new_tokens=2, **way)
+
+
+@pytest.mark.parametrize(("dtype", "finite"), [(torch.float16, False), (torch.bfloat16, True)])
+def test_an_overflow_names_the_type_to_try(dtype: torch.dtype, finite: bool) -> None:
+    large = tiny_model().to(dtype)
+    large.selector.float()
+    for part in ("up_proj", "gate_proj", "down_proj"):
+        getattr(large.language_model.model.layers[0].mlp, part).weight.data.fill_(6e4)
+    if finite:
+        assert large.generate(**tiny_inputs(), max_new_tokens=2, eos_token_id=None).shape == (1, 2)
+    else:
+        with pytest.raises(ValueError, match=r"not finite in float16; .* try --dtype bfloat16 or float32"):
+            large.generate(**tiny_inputs(), max_new_tokens=2)
 
 
 class Interrupted(Processor):

@@ -303,6 +303,27 @@ def test_files_that_are_no_state_are_refused(whole: tuple[Path, Line, np.ndarray
         assert (tmp_path / STATE).read_bytes() == content
 
 
+def test_a_state_with_a_flipped_bit_is_refused(whole: tuple[Path, Line, np.ndarray], tmp_path: Path) -> None:
+    content = (whole[0] / STATE).read_bytes()
+    for place in np.random.default_rng(0).integers(8, len(content), 60):  # the first 8 are the header's length
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        (tmp_path / STATE).write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"state\.safetensors"):
+            train(tmp_path)
+
+
+def test_a_state_of_a_former_version_has_no_checksum(whole: tuple[Path, Line, np.ndarray], tmp_path: Path) -> None:
+    with safe_open(whole[0] / STATE, "pt") as state:
+        about = json.loads(state.metadata()["about"])
+        tensors = {name: state.get_tensor(name) for name in state.keys()}  # noqa: SIM118 (not a mapping)
+    assert about.pop("checksum")
+    save_file(tensors, tmp_path / STATE, {"about": json.dumps(about)})
+    task, curve = train(tmp_path)
+    assert task.drawn == []
+    assert np.array_equal(curve, whole[2])
+
+
 def test_a_loss_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     class Exploding(Line):
         def forward(self, *inputs: object) -> tuple[torch.Tensor, float]:

@@ -14,16 +14,25 @@ from transformers import (
     AutoModel,
     GenerationConfig,
     LlavaOnevisionForConditionalGeneration,
-    PreTrainedModel,
 )
 
 import vilamp_lite.tinyworld.encoder  # noqa: F401  its kind of model, for transformers
-from vilamp_lite.common.hub import loaded, read_json, read_safetensors, usable_device
+from vilamp_lite.common.hub import (
+    BUFFERS,
+    holds_tokenizer,
+    loaded,
+    read_json,
+    read_safetensors,
+    refuse_adapter,
+    require_fit,
+    usable_device,
+    whole_model,
+)
 from vilamp_lite.common.progress import loading_quietly
 from vilamp_lite.configuration import ViLaMPConfig, refuse_temperature
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration, differential_merger
-from vilamp_lite.processing import SELECTOR_FOLDER, ViLaMPProcessor, holds_tokenizer
-from vilamp_lite.released import RELEASED_NAMES, released_config, selector_folders
+from vilamp_lite.processing import SELECTOR_FOLDER, ViLaMPProcessor
+from vilamp_lite.released import RELEASED_NAMES, refuse_plain_onevision, released_config, selector_folders
 
 _ONEVISION_NAMES = {
     "model.vision_tower.vision_model.": "vision_tower.",
@@ -34,9 +43,6 @@ _ONEVISION_NAMES = {
     "model.language_model.": "language_model.model.",
     "lm_head.": "language_model.lm_head.",
 }
-
-# Not weights: old versions of transformers stored what follows from the configuration.
-_BUFFERS = (".rotary_emb.inv_freq", ".position_ids")
 
 
 def load_checkpoint(
@@ -53,7 +59,7 @@ def load_checkpoint(
     if _kind(path) == "llava_qwen":
         return load_released_checkpoint(path, dtype=dtype, config=config, **changes)
     config = config or load_config(path, **changes)
-    return _pretrained(ViLaMPForConditionalGeneration, path, dtype, config=config).eval()
+    return whole_model(ViLaMPForConditionalGeneration, path, dtype=dtype, config=config).eval()
 
 
 def load_config(path: str | PathLike[str], **changes: Any) -> ViLaMPConfig:
@@ -153,12 +159,12 @@ def load_released_checkpoint(
 
     Raises:
         ValueError: not such a directory, a setting of the released code that is not reproduced here, or weights that
-            are missing, left over, or of the wrong shape; all of them are listed.
+            are missing, left over, or of the wrong shape.
     """
     path = Path(path)
     config = config or released_config(path, **changes)
     stored = read_safetensors(path)
-    weights = {_renamed(name, RELEASED_NAMES): tensor for name, tensor in stored.items() if not name.endswith(_BUFFERS)}
+    weights = {_renamed(name, RELEASED_NAMES): tensor for name, tensor in stored.items() if not name.endswith(BUFFERS)}
     model = _assembled(config, weights, path, dtype)
     if (path / "generation_config.json").is_file():
         model.generation_config = loaded(GenerationConfig, path)
@@ -192,10 +198,15 @@ def from_llava_onevision(
     Raises:
         ValueError: a checkpoint that can't be loaded or has another layout, or a change that can't start neutral.
     """
-    if (kind := loaded(AutoConfig, path).model_type) != "llava_onevision":
+    kind = _kind(path) if Path(path).is_dir() else loaded(AutoConfig, path).model_type
+    if kind == "llava_qwen":
+        refuse_plain_onevision(Path(path))
+    if kind != "llava_onevision":
         raise ValueError(f"{path} must hold a LLaVA-OneVision, got a {kind}")
-    theirs = _pretrained(LlavaOnevisionForConditionalGeneration, path, dtype)
-    chooser = _pretrained(AutoModel, selector, torch.float32)  # the model keeps its selector so, whatever its own type
+    theirs = whole_model(LlavaOnevisionForConditionalGeneration, path, dtype=dtype)
+    chooser = whole_model(
+        AutoModel, selector, dtype=torch.float32
+    )  # the model keeps its selector so, whatever its own type
     settings = theirs.config
     if not isinstance(settings.vision_feature_layer, int):
         raise ValueError(f"{path}: several vision feature layers ({settings.vision_feature_layer}) are not supported")
@@ -247,39 +258,18 @@ def _assembled(
     for name in skeleton.all_tied_weights_keys:
         expected.pop(name)
         weights.pop(name, None)
-    problems = {
-        "missing": sorted(set(expected) - set(weights)),
-        "unexpected": sorted(set(weights) - set(expected)),
-        "of another shape": [
-            f"{name} {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
-            for name, tensor in sorted(expected.items())
-            if name in weights and weights[name].shape != tensor.shape
-        ],
-    }
-    found = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
-    if found:
-        raise ValueError(f"the weights in {path} do not fit the model its configuration describes; {'; '.join(found)}")
+    misshapen = [
+        f"{name} {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    require_fit(path, set(expected) - set(weights), set(weights) - set(expected), misshapen)
     dtype = dtype or weights["keyframe_connector.0.weight"].dtype
     with loading_quietly():
         model = ViLaMPForConditionalGeneration.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
     return model.eval()
 
 
-def _pretrained(
-    model_class: Any, path: str | PathLike[str], dtype: torch.dtype | None, **options: Any
-) -> PreTrainedModel:
-    """Load a model in transformers' format whose weights are complete."""
-    options |= {"dtype": dtype or "auto", "use_safetensors": True, "output_loading_info": True}
-    model, report = loaded(model_class, path, **options)
-    # Transformers fills what is missing at random, and only logs it.
-    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
-    problems = [
-        f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(report[kind])))}" for kind in kinds if report[kind]
-    ]
-    if problems:
-        raise ValueError(f"{path} does not fit {model_class.__name__}; {'; '.join(problems)}")
-    return model
-
-
 def _kind(path: str | PathLike[str]) -> str | None:
+    refuse_adapter(Path(path))
     return read_json(Path(path) / "config.json").get("model_type")

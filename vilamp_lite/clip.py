@@ -14,7 +14,7 @@ from transformers.image_utils import PILImageResampling
 
 import vilamp_lite.tinyworld.encoder  # noqa: F401  its kind of model, for transformers
 from vilamp_lite.common.checks import ArrayLike, describe
-from vilamp_lite.common.hub import loaded, usable_device
+from vilamp_lite.common.hub import loaded, loaded_tokenizer, usable_device, whole_model
 from vilamp_lite.common.precision import full_precision
 from vilamp_lite.video.ahead import mapped_ahead
 
@@ -38,22 +38,18 @@ class CLIPEncoder:
     """
 
     def __init__(self, name_or_path: str | Path, device: str | torch.device | None = None):
-        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+        from transformers import AutoImageProcessor, AutoModel
 
         self.device = usable_device(device)
         self.name = Path(name_or_path).resolve().name if Path(name_or_path).is_dir() else str(name_or_path)
         # float32 whatever the file holds: similarities near the threshold shouldn't depend on how it was saved.
-        options = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
-        model, report = loaded(AutoModel, name_or_path, remedy=_REMEDY, **options)
+        model = whole_model(AutoModel, name_or_path, dtype=torch.float32, remedy=_REMEDY)
         if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
             raise ValueError(
                 f"name_or_path must be a CLIP or SigLIP checkpoint, got a {model.config.model_type} in {name_or_path}"
             )
-        if report["missing_keys"]:
-            # transformers fills these at random and only logs it.
-            raise ValueError(f"checkpoint {name_or_path} lacks weights: {sorted(report['missing_keys'])[:4]} …")
         self._model = model.to(self.device).eval().requires_grad_(False)
-        self._tokenizer = loaded(AutoTokenizer, name_or_path, remedy=_REMEDY)
+        self._tokenizer = loaded_tokenizer(name_or_path, remedy=_REMEDY)
         # The same pixels on every machine: without torchvision only the PIL backend exists, with it another is default.
         self._image_processor = loaded(AutoImageProcessor, name_or_path, remedy=_REMEDY, backend="pil")
 
@@ -71,7 +67,7 @@ class CLIPEncoder:
 
         A text longer than the text tower (77 tokens for CLIP, 64 for SigLIP) is cut with a warning.
         """
-        inputs = text_inputs(texts, self._tokenizer, self._model.config)
+        inputs = text_inputs(texts, self._tokenizer, self._model.config, f"the tokenizer of {self.name}")
         with full_precision(self.device):
             inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
             return unit_vectors(self._model.get_text_features(**inputs))
@@ -133,13 +129,30 @@ def _squares_and_scales(image_processor: Any) -> bool:
     return all(steps) and not image_processor.do_pad and image_processor.resample == PILImageResampling.BICUBIC
 
 
-def text_inputs(texts: list[str], tokenizer: Any, config: PreTrainedConfig) -> dict[str, torch.Tensor]:
-    """Turn Q texts into what the text tower of a CLIP or SigLIP with this configuration reads, int64 [Q, L] each."""
+def text_inputs(texts: list[str], tokenizer: Any, config: PreTrainedConfig, whose: str) -> dict[str, torch.Tensor]:
+    """Turn Q texts into what the text tower of a CLIP or SigLIP with this configuration reads, int64 [Q, L] each.
+
+    `whose` names the tokenizer in an error.
+    """
     # SigLIP was trained on texts padded to full length, whose padding it attends to: it gets no mask.
     is_siglip = config.model_type.startswith("siglip")
-    length = config.text_config.max_position_embeddings
-    tokens = tokenize(tokenizer, texts, length, "max_length" if is_siglip else True)
+    text = config.text_config
+    tokens = tokenize(tokenizer, texts, text.max_position_embeddings, "max_length" if is_siglip else True)
+    require_vocabulary(whose, tokens["input_ids"], text.vocab_size)
+    # CLIP takes the features of the end token; of texts without it, those of their first token, which is always the
+    # same. Configurations of old name 2 in its place, and CLIP then takes the largest token.
+    ends = (
+        config.model_type != "clip" or text.eos_token_id == 2 or (tokens["input_ids"] == text.eos_token_id).any(1).all()
+    )
+    if not ends:
+        raise ValueError(f"{whose} is not this model's: it does not end a text with token {text.eos_token_id}")
     return {name: tokens[name] for name in ("input_ids", "attention_mask")[: 1 if is_siglip else 2]}
+
+
+def require_vocabulary(whose: str, ids: torch.Tensor, size: int) -> None:
+    """Refuse another model's tokenizer before it leads to a number outside the table of embeddings."""
+    if ids.max() >= size:
+        raise ValueError(f"{whose} is not this model's: it makes token {int(ids.max())}, the vocabulary has {size}")
 
 
 def checked_frames(frames: ArrayLike) -> torch.Tensor:

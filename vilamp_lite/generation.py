@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 TOKENS_AT_ONCE = 512  # of a prompt on a CPU; their activations are all that the language model holds beside its cache
 _FEWEST_ON_GPU = 4096
+
+# What to do about numbers that are too large for a type, or were so when the weights were saved.
+_AGAIN = "if that does not help, copy or download the checkpoint again"
+_REMEDIES = {
+    "float16": f"its numbers end at 65,504: try --dtype bfloat16 or float32; {_AGAIN}",
+    "bfloat16": f"try --dtype float32; {_AGAIN}",
+}
 
 # The arguments of `forward` that bring videos.
 _VIDEO_INPUTS = (
@@ -187,7 +194,9 @@ class VideoGeneration:
                     bar.update(chunk)
         rest = copy(generation_config)
         rest.prefill_chunk_size = None
-        return super()._prefill(input_ids, rest, model_kwargs, is_first_iteration)
+        read = super()._prefill(input_ids, rest, model_kwargs, is_first_iteration)
+        _require_finite(self.language_model, read.logits)
+        return read
 
     def adjust_generation_fn(self, *args: Any, **options: Any) -> None:
         """Load the generation settings that were saved; without any, take the language model's, not ViLaMP's."""
@@ -288,7 +297,7 @@ def answer(
         prefill_chunk_size: as in `generate`.
 
     Raises:
-        ValueError: logits that are not finite, which half precision can bring about.
+        ValueError: logits that are not finite, at any token; `generate` looks at the first.
     """
     tokens = model.generate(
         **processor.prompts([prompt]),
@@ -297,15 +306,20 @@ def answer(
         do_sample=False,
         streamer=streamer,
         prefill_chunk_size=prefill_chunk_size,
-        logits_processor=[partial(_require_finite, model.language_model.dtype)],
+        logits_processor=[lambda _, logits: _require_finite(model.language_model, logits)],
     )
     return Answer(processor.batch_decode(tokens)[0].strip(), tokens[0])
 
 
-def _require_finite(dtype: torch.dtype, _: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    if not logits.isfinite().all():
-        raise ValueError(f"logits are not finite in {dtype}: use bfloat16 or float32")
-    return logits
+def _require_finite(language_model: nn.Module, logits: torch.Tensor) -> torch.Tensor:
+    """Refuse logits of which a token would be chosen that means nothing, and say what to do."""
+    if logits.isfinite().all():
+        return logits
+    dtype = str(language_model.dtype).removeprefix("torch.")
+    bad = next((name for name, value in language_model.named_parameters() if not value.isfinite().all()), None)
+    cause = f": {bad} of the language model holds NaN or infinity" if bad else ""
+    remedy = _REMEDIES.get(dtype, "copy or download the checkpoint again")
+    raise ValueError(f"the logits are not finite in {dtype}{cause}; {remedy}")
 
 
 def tokens_at_once(text_config: PreTrainedConfig, embeds: torch.Tensor) -> int:

@@ -10,7 +10,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoImageProcessor,
-    AutoTokenizer,
     BatchFeature,
     CLIPImageProcessorPil,
     PreTrainedConfig,
@@ -20,9 +19,9 @@ from transformers import (
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from vilamp_lite.clip import pixels_of, text_inputs
+from vilamp_lite.clip import pixels_of, require_vocabulary, text_inputs
 from vilamp_lite.common.checks import describe
-from vilamp_lite.common.hub import loaded
+from vilamp_lite.common.hub import holds_tokenizer, loaded, loaded_tokenizer
 from vilamp_lite.configuration import ViLaMPConfig
 from vilamp_lite.video.source import stream_frames
 
@@ -195,7 +194,7 @@ class ViLaMPProcessor:
             # The question is the user's: whatever it says, it is text, not a marker of the chat or a video's place.
             asked = self._ids(question, split_special_tokens=True)
             ids = torch.tensor([*self._ids(PROMPT[0]), self.config.video_token_id, *before, *asked, *after])
-            _require_vocabulary("tokenizer", ids, self.config.text_config.vocab_size)
+            require_vocabulary("tokenizer", ids, self.config.text_config.vocab_size)
             if self.config.video_token_id in asked:
                 raise ValueError(f"the question holds the token that stands for the video: {question!r}")
             rows.append(ids)
@@ -211,9 +210,7 @@ class ViLaMPProcessor:
 
         They are `query_input_ids` [B, L] and, unless the selector is a SigLIP, `query_attention_mask` [B, L].
         """
-        inputs = text_inputs(queries, self.selector_tokenizer, self.config.selector_config)
-        size = self.config.selector_config.text_config.vocab_size
-        _require_vocabulary("selector_tokenizer", inputs["input_ids"], size)
+        inputs = text_inputs(queries, self.selector_tokenizer, self.config.selector_config, "selector_tokenizer")
         return {f"query_{name}": tensor for name, tensor in inputs.items()}
 
     def vision_pixels(self, frames: np.ndarray, device: torch.device | None = None) -> torch.Tensor:
@@ -256,30 +253,18 @@ class ViLaMPProcessor:
         return torch.cat(vision), torch.cat(selector)
 
 
-def holds_tokenizer(folder: Path) -> bool:
-    """Tell whether a folder holds the files of a Hugging Face tokenizer."""
-    files = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
-    return any((folder / name).is_file() for name in files)
-
-
 def _tokenizer(name_or_path: str | PathLike[str], option: str, whose: str) -> PreTrainedTokenizerBase:
     if isinstance(name_or_path, Path) and not holds_tokenizer(name_or_path):
         flag = f"--{option.replace('_', '-')}"
         raise ValueError(f"{name_or_path} holds no tokenizer for {whose}; name one with {option} ({flag})")
-    return loaded(AutoTokenizer, name_or_path, remedy=f"it should be {whose}'s, see {option}")
-
-
-def _require_vocabulary(option: str, ids: torch.Tensor, size: int) -> None:
-    """Refuse another model's tokenizer before it leads to a number outside the table of embeddings."""
-    if ids.max() >= size:
-        raise ValueError(f"{option} is not this model's: it makes token {int(ids.max())}, the vocabulary has {size}")
+    return loaded_tokenizer(name_or_path, remedy=f"it should be {whose}'s, see {option}")
 
 
 def _image_processor(folder: Path) -> Any:
     """A folder's image processor, or None if it holds none."""
     if not (folder / _IMAGE_PROCESSOR_FILE).is_file():
         return None
-    return AutoImageProcessor.from_pretrained(folder, backend="pil")
+    return loaded(AutoImageProcessor, folder, backend="pil")
 
 
 def _squashed(vision: PreTrainedConfig) -> SiglipImageProcessorPil:

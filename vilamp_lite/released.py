@@ -116,13 +116,11 @@ def released_config(path: str | PathLike[str], **changes: Any) -> ViLaMPConfig:
         ValueError: not such a directory, or a setting of the released code that is not reproduced here.
     """
     path = Path(path)
+    refuse_plain_onevision(path)
     theirs = read_json(path / "config.json")
     for name, known in _REPRODUCED.items():
         if name in theirs and theirs[name] not in known:
             raise ValueError(f"{path}/config.json: {name} is {theirs[name]!r}; reproduced here is {known[0]!r} only")
-    if "composer_type" not in theirs:
-        # Their default is another composer, which has no differential merge.
-        raise ValueError(f"{path}/config.json names no composer_type; reproduced here is 'sig_pooling' only")
     language = {name: value for name, value in theirs.items() if name in _LANGUAGE_FIELDS}
     refuse_temperature(changes)
     released = {
@@ -134,6 +132,17 @@ def released_config(path: str | PathLike[str], **changes: Any) -> ViLaMPConfig:
         "relevance_threshold": theirs.get("f2t_thrd", 0.2),
     }
     return ViLaMPConfig.released(**released | changes)
+
+
+def refuse_plain_onevision(path: Path) -> None:
+    """Refuse what shares its kind with the authors' format: a LLaVA-OneVision as lmms-lab saved it."""
+    if "composer_type" not in read_json(path / "config.json"):
+        # Of a ViLaMP: their default is another composer, which has no differential merge.
+        raise ValueError(
+            f"{path}/config.json names no composer_type ('sig_pooling' is reproduced here): it is a LLaVA-OneVision "
+            "in lmms-lab's own format; from_llava_onevision takes the same model as llava-hf publishes it, such as "
+            "llava-hf/llava-onevision-qwen2-7b-ov-hf"
+        )
 
 
 def _vision_config(path: Path) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def kept_result(file: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     try:
         content = json.loads(file.read_text())
         found = content["settings"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} is not a result ({error}); delete it, or choose another folder") from error
     wanted = json.loads(json.dumps(settings))
     other = [f"{name} {found.get(name)}, not {value}" for name, value in wanted.items() if found.get(name) != value]
@@ -101,7 +101,7 @@ def load_result(name: str, folder: str | os.PathLike[str] = RESULTS) -> Study:
     try:
         study = names_of_today(json.loads(file.read_text()))
         return {key: study[key] for key in ("study", "parameters", "rows", "stamp")}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} is not a study ({type(error).__name__}: {error})") from error
 
 

@@ -41,7 +41,7 @@ def load_scenes(path: str | Path) -> list[PhotoScene]:
         scenes = [
             PhotoScene(r["photo"], r["title"], float(r["start"]), float(r["end"]), tuple(r["queries"])) for r in records
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a list of scenes: {type(error).__name__}: {error}") from error
     in_order = all(scene.start < scene.end for scene in scenes)
     if not scenes or not in_order or any(a.end != b.start for a, b in pairwise(scenes)):

@@ -254,7 +254,7 @@ def _finished(folder: Path) -> dict[str, object] | None:
     """The result of a cell that came to its end without an error."""
     try:
         result = json.loads((folder / RESULT).read_text())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return result if result["error"] is None else None
 

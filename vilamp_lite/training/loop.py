@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from vilamp_lite.common.checks import choice, finite_number, positive_int
 from vilamp_lite.common.files import alone_in, written_whole
+from vilamp_lite.common.fingerprints import tensors_fingerprint
 from vilamp_lite.common.progress import progress_bar
 
 _STATE = "state.safetensors"
@@ -181,7 +183,16 @@ def _save(
         left.unlink()
     with written_whole(file, durable=True) as waiting:
         # One entry: safetensors writes several in any order, and equal states should be equal files.
-        save_file(tensors, waiting, metadata={"about": json.dumps(about | {"step": step})})
+        about = about | {"step": step}
+        about["checksum"] = _checksum(about, tensors)
+        save_file(tensors, waiting, metadata={"about": json.dumps(about)})
+
+
+def _checksum(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
+    """A text that changes when any bit of a state does."""
+    names = sorted(tensors)
+    whole = json.dumps([about, names, tensors_fingerprint([tensors[name] for name in names])], sort_keys=True)
+    return sha256(whole.encode()).hexdigest()[:16]
 
 
 def _restore(
@@ -192,8 +203,11 @@ def _restore(
         with safe_open(file, "pt") as state:
             found = json.loads(state.metadata()["about"])
             tensors = {name: state.get_tensor(name) for name in state.keys()}  # noqa: SIM118 (not a mapping)
+        # States of former versions have none.
+        if "checksum" in found and found.pop("checksum") != _checksum(found, tensors):
+            raise ValueError("it is damaged: its checksum is another")
         step, curve = int(found.pop("step")), tensors.pop("curve").numpy()
-    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not a saved state ({error}); delete it to start this stage again") from error
     if step == about["stage"]["steps"]:
         found["processes"] = about["processes"]  # how a finished stage came about no longer matters
