@@ -275,6 +275,31 @@ def test_a_resumed_run_encodes_no_frame_twice(
 # --- Damage ----------------------------------------------------------------------------------------------------------
 
 
+def test_what_changes_between_two_questions_is_looked_through_again(
+    copied: Path, processor: Processor, model: Model
+) -> None:
+    """A shard whose bytes change, and towers that torch writes to; one that stays is not read for its checksum again."""
+    own = Model(model.config)
+    own.load_state_dict(model.state_dict())
+    own.eval()
+    store = FeatureStore.open(copied)
+    expected = store.ask(own, QUERY, processor, max_new_tokens=3)
+    assert store.ask(own, QUERY, processor, max_new_tokens=3) == expected
+    for weight in (own.selector.visual_projection.weight, own.vision_tower.get_input_embeddings().weight):
+        with torch.no_grad():
+            weight.mul_(2)
+            with pytest.raises(ValueError, match="encoded by another model"):
+                store.ask(own, QUERY, processor)
+            weight.div_(2)
+    assert store.ask(own, QUERY, processor, max_new_tokens=3) == expected
+    for name in sorted(shards(copied)):
+        data = (copied / name).read_bytes()
+        (copied / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        with pytest.raises(ValueError, match="is damaged"):
+            store.ask(own, QUERY, processor)
+        (copied / name).write_bytes(data)
+
+
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_altered_or_missing_byte_is_found_and_mended(

@@ -24,6 +24,7 @@ from itertools import count
 from math import ceil
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import safetensors.torch
@@ -49,6 +50,9 @@ _MADE_OF = {"video", "fps", "max_frames", "num_frames", "dtype", "weights", "vis
 _MANIFEST = "manifest.json"
 _SHARD_NAME = re.compile(r"(frames|patches)-(\d{5,})-[0-9a-f]{16}\.safetensors")
 _Shard = tuple[str, int]  # kind and number
+# What this process has looked through: shards, by device and inode, and models' towers.
+_INTACT: dict[tuple[int, int], tuple[int, int, str, str]] = {}
+_TOWERS: WeakKeyDictionary[ViLaMPForConditionalGeneration, tuple[list[tuple[Any, ...]], str]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -297,7 +301,7 @@ class FeatureStore:
             )
         model.config.require_room(self.num_frames)
         shards = self._complete()
-        frames = [self._read(shards, "frames", number) for number in range(self._count)]
+        frames = list(mapped_ahead(partial(self._read, shards, "frames"), range(self._count), _READERS))
         query_embed = model.embed_query(**processor.selector_query([query]))[0]
 
         def patches_at(frame: int) -> torch.Tensor:
@@ -331,11 +335,14 @@ class FeatureStore:
                 bar.update(len(shard["patches"]))
 
     def _read(self, shards: dict[_Shard, Path], kind: str, number: int) -> dict[str, torch.Tensor]:
-        """Read a shard whose bytes are what was written."""
+        """Read a shard whose bytes are what was written: a process looks them through once while the file stays."""
         path = shards[kind, number]
+        stat = path.stat()
+        state = (stat.st_size, stat.st_mtime_ns, path.name, self._described())
         data = path.read_bytes()
-        if self._name(kind, number, data) != path.name:
+        if _INTACT.get((stat.st_dev, stat.st_ino)) != state and self._name(kind, number, data) != path.name:
             raise ValueError(f"{path} is damaged: run `vilamp encode` again with the same video, which makes it anew")
+        _INTACT[stat.st_dev, stat.st_ino] = state
         return safetensors.torch.load(data)
 
     # --- Files -------------------------------------------------------------------------------------------------------
@@ -367,9 +374,13 @@ class FeatureStore:
             )
         return shards
 
+    def _described(self) -> str:
+        """What all shards were made of, as their checksums have it."""
+        return json.dumps(self.settings)
+
     def _name(self, kind: str, number: int, data: bytes) -> str:
         """The name of a shard that holds these bytes."""
-        checksum = blake2b(json.dumps([self.settings, kind, number]).encode(), digest_size=8)
+        checksum = blake2b(f"[{self._described()}, {json.dumps(kind)}, {number}]".encode(), digest_size=8)
         checksum.update(data)
         return f"{kind}-{number:05d}-{checksum.hexdigest()}.safetensors"
 
@@ -392,14 +403,24 @@ class FeatureStore:
 
 def _model_settings(model: ViLaMPForConditionalGeneration, processor: FrameProcessor) -> dict[str, Any]:
     """What of a model the features depend on: its two towers' weights, the layer that is read, and the pixels."""
-    towers = {"selector": model.selector, "vision_tower": model.vision_tower}
-    weights = [value for tower in towers.values() for _, value in sorted(tower.state_dict().items())]
     picture = np.arange(48 * 64 * 3).astype(np.uint8).reshape(1, 48, 64, 3)
     return {
-        "weights": f"{_type_name(model.vision_tower.dtype)} {tensors_fingerprint(weights)}",
+        "weights": f"{_type_name(model.vision_tower.dtype)} {_towers_fingerprint(model)}",
         "vision_feature_layer": model.config.vision_feature_layer,
         "pixels": tensors_fingerprint([processor.vision_pixels(picture), processor.selector_pixels(picture)]),
     }
+
+
+def _towers_fingerprint(model: ViLaMPForConditionalGeneration) -> str:
+    """Of both towers' weights; a model's is made again only when torch has written to them, or moved them."""
+    towers = (model.selector, model.vision_tower)
+    weights = [value for tower in towers for _, value in sorted(tower.state_dict().items())]
+    if any(value.is_inference() for value in weights):  # torch doesn't count who writes to these
+        return tensors_fingerprint(weights)
+    state = [(value.data_ptr(), value._version, value.dtype) for value in weights]
+    if _TOWERS.get(model, (None,))[0] != state:
+        _TOWERS[model] = state, tensors_fingerprint(weights)
+    return _TOWERS[model][1]
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
