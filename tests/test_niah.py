@@ -255,16 +255,6 @@ def test_a_budget_is_kept_by_sampling_uniformly(examiner: Examiner) -> None:
         examiner.sequence(haystack, "dks", "dfm", budget=64)
 
 
-def test_a_cell_with_a_budget(miniature: Path, tmp_path: Path) -> None:
-    cell = Cell(64, 0.5, "attribute", "uniform", "two_tokens", questions=1, budget=65)
-    result = evaluate_cells(miniature, [cell], seed=3, pool=POOL, out=tmp_path)
-    (prediction,) = result.results[0].predictions
-    assert prediction.tokens == 65
-    assert len(prediction.keyframes) == 32
-    assert result.as_json()["cells"][0]["budget"] == 65
-    assert [file.name for file in tmp_path.iterdir()] == ["64_0.5_attribute_uniform_two_tokens_65.json"]
-
-
 def test_another_models_encoder_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     for config, message in (
@@ -312,13 +302,6 @@ def finished(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     """An uninterrupted run in one process."""
     folder = tmp_path_factory.mktemp("results") / "cells"
     return evaluate_cells(miniature, CELLS, seed=3, pool=POOL, out=folder), folder
-
-
-def copied(source: Path, target: Path) -> Path:
-    target.mkdir()
-    for file in source.iterdir():
-        (target / file.name).write_bytes(file.read_bytes())
-    return target
 
 
 def predictions_of(evaluation: Evaluation) -> list:
@@ -385,6 +368,11 @@ def test_only_what_answers_follow_from_makes_kept_ones_strangers(tmp_path: Path)
     package = tmp_path / "vilamp_lite"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     code_fingerprint.cache_clear()
+    # Written down once, and the same in Python 3.11, 3.12 and 3.13.
+    (tmp_path / "code.py").write_text(
+        'def f(x: int = 0, *y) -> str:\n    return f"{x!r:>9} a" "b"\nclass A: z = None\n'
+    )
+    assert code_fingerprint(tmp_path) == "8af3894a1af108ec"
     own = code_fingerprint(package)
     assert own == code_fingerprint()
     rooms = ("plots/style.py", "costs/shapes.py", "training/loop.py", "notebook/sweep.py", "cli/__init__.py")
@@ -407,18 +395,11 @@ def test_only_what_answers_follow_from_makes_kept_ones_strangers(tmp_path: Path)
         file.write_text(before) if before else file.unlink()
 
 
-def test_the_code_is_known_by_the_same_text_to_every_python(tmp_path: Path) -> None:
-    """Written down once, and the same in Python 3.11, 3.12 and 3.13."""
-    code = 'def f(x: int = 0, *y) -> str:\n    return f"{x!r:>9} a" "b"\nclass A: z = None\n'
-    (tmp_path / "code.py").write_text(code)
-    assert code_fingerprint(tmp_path) == "8af3894a1af108ec"
-
-
 def test_only_what_is_missing_is_run(
     finished: tuple[Evaluation, Path], miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluation, folder = finished
-    out = copied(folder, tmp_path / "copy")
+    out = Path(shutil.copytree(folder, tmp_path / "copy"))
     (out / CELLS[2].file_name).unlink()
     (out / CELLS[2].file_name).with_suffix(".123").write_text('{"cell": {')  # what a kill while writing leaves
     asked: list[Cell] = []
@@ -452,34 +433,27 @@ def test_an_interrupted_run_goes_on(
     assert predictions_of(again) == predictions_of(finished[0])
 
 
-def test_other_settings_are_refused(finished: tuple[Evaluation, Path], miniature: Path) -> None:
+def test_results_of_another_evaluation_and_damaged_ones_are_refused(
+    finished: tuple[Evaluation, Path], miniature: Path, tmp_path: Path
+) -> None:
+    folder, file = finished[1], CELLS[0].file_name
+    older, damaged = (Path(shutil.copytree(folder, tmp_path / name)) for name in ("older", "damaged"))
+    (older / file).write_text((older / file).read_text().replace(code_fingerprint(), "0123456789abcdef"))
+    (damaged / file).write_text("{")
+    other = copied_model(miniature, tmp_path / "other", similarity_threshold=0.8)
     for change, message in (
         ({"seed": 4}, "is of another evaluation (seed 3, not 4); delete it, or choose another folder"),
         ({"pool": 61}, "(pool 60, not 61)"),
         ({"changes": {"max_keyframes": 2}}, "(changes {}, not {'max_keyframes': 2})"),
         ({"cells": grid([100], [0], ["attribute"], questions=2)}, "(questions 3, not 2)"),
+        ({"model": other}, "of another evaluation (weights "),
+        ({"out": older}, "of another evaluation (code 0123456789abcdef, not "),
+        ({"out": damaged}, "is not a result ("),
     ):
-        settings = {"cells": CELLS, "seed": 3, "pool": POOL, "out": finished[1]} | change
+        settings = {"model": miniature, "cells": CELLS, "seed": 3, "pool": POOL, "out": folder} | change
         with pytest.raises(ValueError, match="100_0_attribute_dks_dfm") as refused:
-            evaluate_cells(miniature, **settings)
+            evaluate_cells(**settings)
         assert message in str(refused.value)
-
-
-def test_another_model_and_damaged_files_are_refused(
-    finished: tuple[Evaluation, Path], miniature: Path, tmp_path: Path
-) -> None:
-    other = copied_model(miniature, tmp_path / "other", similarity_threshold=0.8)
-    with pytest.raises(ValueError, match=r"of another evaluation \(weights "):
-        evaluate_cells(other, CELLS, seed=3, pool=POOL, out=finished[1])
-    older = copied(finished[1], tmp_path / "older")
-    for file in older.iterdir():
-        file.write_text(file.read_text().replace(code_fingerprint(), "0123456789abcdef"))
-    with pytest.raises(ValueError, match=r"of another evaluation \(code 0123456789abcdef, not "):
-        evaluate_cells(miniature, CELLS, seed=3, pool=POOL, out=older)
-    out = copied(finished[1], tmp_path / "damaged")
-    (out / CELLS[1].file_name).write_text("{")
-    with pytest.raises(ValueError, match=r"is not a result \(.*\); delete it, or choose another folder"):
-        evaluate_cells(miniature, CELLS, seed=3, pool=POOL, out=out)
 
 
 def copied_model(source: Path, target: Path, **changes: object) -> Path:
@@ -493,11 +467,17 @@ def copied_model(source: Path, target: Path, **changes: object) -> Path:
     return target
 
 
-def test_changes_and_mergers_reach_the_model(miniature: Path) -> None:
+def test_changes_mergers_and_budgets_reach_the_model(miniature: Path, tmp_path: Path) -> None:
     cells = grid([100], [0.5], ["attribute"], ["uniform"], ["dfm", "drop", "qformer"], questions=1)
     results = evaluate_cells(miniature, cells, pool=POOL, changes={"max_keyframes": 2}).results
     assert [result.predictions[0].tokens for result in results] == [2 * 16 + 98 + 1, 2 * 16 + 1, 2 * 16 + 98 + 1]
     assert all(len(result.predictions[0].keyframes) == 2 for result in results)
+    cell = Cell(64, 0.5, "attribute", "uniform", "two_tokens", questions=1, budget=65)
+    (limited,) = evaluate_cells(miniature, [cell], pool=POOL, out=tmp_path).results
+    assert (limited.predictions[0].tokens, len(limited.predictions[0].keyframes)) == (65, 32)
+    (file,) = tmp_path.iterdir()
+    assert file.name == "64_0.5_attribute_uniform_two_tokens_65.json"
+    assert json.loads(file.read_text())["cell"]["budget"] == 65
 
 
 def test_a_qformer_is_needed(miniature: Path, tmp_path: Path) -> None:
@@ -564,9 +544,11 @@ def test_the_command(finished: tuple[Evaluation, Path], miniature: Path, vilamp:
 
 
 def test_predictions_are_kept_where_nothing_is_said(
-    miniature: Path, vilamp: Vilamp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    miniature: Path, vilamp: Vilamp, refusal: Refusal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    assert "--frames must be numbers with commas between them, got 'many'" in refusal(*NIAH, "--frames", "many")
+    assert "nowhere: no such folder" in refusal(*NIAH, "--model", "nowhere")
     options = ("--model", miniature, "--frames", 64, "--families", "attribute", "--questions", 2)
     code, out, err = vilamp(*NIAH, *options)
     assert code == 0, err
@@ -578,15 +560,3 @@ def test_predictions_are_kept_where_nothing_is_said(
     assert vilamp(*NIAH, *options)[0] == vilamp(*NIAH, *options, "--seed", 1)[0] == 0
     assert file.stat().st_mtime_ns == made
     assert len(list(tmp_path.rglob("*.json"))) == 2
-
-
-def test_the_command_refuses(refusal: Refusal) -> None:
-    for arguments, message in (
-        (["--frames", "many"], "--frames must be numbers with commas between them, got 'many'"),
-        (["--frames", "64,64"], "frames must be different values"),
-        (["--depths", "2"], "depth must lie from 0 to 1"),
-        (["--families", "riddle"], "family must be one of"),
-        (["--selector", "luck"], "selector must be one of"),
-        (["--model", "nowhere"], "nowhere: no such folder"),
-    ):
-        assert message in refusal(*NIAH, *arguments)
