@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import warnings
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 from video_files import draw_number, read_numbers, write_video
 
-from vilamp_lite.video.source import probe, stream_frames
+from vilamp_lite.video.source import SampledVideo, probe, stream_frames
 from vilamp_lite.video.timeline import VideoError
 
 HLS = "#EXTM3U\n#EXT-X-TARGETDURATION:12\n#EXTINF:12,\n{}\n"
@@ -187,6 +188,35 @@ def test_times_below_zero(tmp_path, offset):
     path = write_video(tmp_path / "a.ts", container_options={"output_ts_offset": str(offset)})
     assert probe(path).duration == pytest.approx(6)
     assert shown_with_words(path) == (list(range(0, 60, 10)), [])
+
+
+HOUR = 3600
+
+
+@pytest.mark.parametrize(
+    ("name", "gap"), [("a.flv", 450 * HOUR), ("a.mkv", 10**6 * HOUR), ("a.nut", 450 * HOUR), ("a.mp4", 3 * HOUR)]
+)
+@pytest.mark.parametrize(("since", "expected"), [(1, [0, 1, 10, 20, 30, 40, 50]), (30, [0, 10, 20, 29, 30, 40, 50])])
+def test_a_clock_that_jumps_makes_no_samples(tmp_path, name, gap, since, expected):
+    """As in a recording of a live stream: the first frames at 0, the others at the time of day."""
+    ticks = [100 * number + (1000 * gap if number >= since else 0) for number in range(60)]
+    path = write_video(tmp_path / name, ticks=ticks, time_base=Fraction(1, 1000))
+    numbers, words = shown_with_words(path)
+    assert numbers == expected
+    assert [f"its clock jumps from {(since - 1) / 10:.2f} s to {gap + since / 10:.2f} s" in word for word in words] == [
+        True
+    ]
+    with pytest.warns(UserWarning, match="its clock jumps"):
+        dense = SampledVideo(path, fps=1000, max_frames=3)
+    assert dense.info.duration == pytest.approx(gap + 6)  # what the file says
+    assert dense.num_frames == 3
+
+
+def test_a_picture_that_stands_for_an_hour_is_sampled_all_the_while(tmp_path):
+    path = write_video(tmp_path / "a.mkv", count=3, ticks=[0, HOUR, HOUR + 1], time_base=Fraction(1))
+    numbers, words = shown_with_words(path)
+    assert numbers == [0] * (HOUR // 2 + 1) + [1] * (HOUR // 2) + [2]
+    assert not words
 
 
 @pytest.mark.parametrize("overlap", [0.5, 0.95])

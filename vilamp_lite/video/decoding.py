@@ -26,6 +26,7 @@ from vilamp_lite.video.timeline import (
     tick,
     usual_step,
     version_of,
+    warn_of_gaps,
 )
 
 Pictures = Generator[tuple[np.ndarray, int], None, None]  # RGB picture [H, W, 3] and the position of its frame
@@ -69,7 +70,9 @@ def read_timeline(path: Path) -> Timeline:
         stored = Stored(
             displayed_size((frame.height, frame.width), None, matrix), matrix, stream.codec_context.sample_aspect_ratio
         )
-        return Timeline(info, stored, ticks, end, stream.time_base, kind, scan.hidden, packets, scan.first, version)
+        timeline = Timeline(info, stored, ticks, end, stream.time_base, kind, scan.hidden, packets, scan.first, version)
+    warn_of_gaps(timeline)
+    return timeline
 
 
 def intact_frames(

@@ -92,7 +92,8 @@ class SampledVideo:
     """A video file sampled by timestamp: scanned and planned once, read as often as one likes.
 
     Sample i is the frame nearest to i / fps seconds after the first frame (of two equally near, the earlier), for
-    every i / fps below the video's duration. Where the video has fewer frames than are asked for, frames repeat.
+    every i / fps below the video's duration. Where the video has fewer frames than are asked for, frames repeat; but a
+    clock that jumps by more than two hours without a picture is warned of, and nothing is sampled in that gap.
 
     Attributes:
         info: What the file holds.

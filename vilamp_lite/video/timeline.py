@@ -1,6 +1,7 @@
 """When each frame of a file is shown, read from its packets, and which frame serves each sample."""
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -267,18 +268,57 @@ class Plan(NamedTuple):
         return Plan(self.targets[samples], self.positions[samples], self.reach)
 
 
+# Nothing is sampled where a picture stands for longer than this: a clock that jumps (a live stream's first frame at 0,
+# the others at the time of day) would otherwise make millions of samples of a few frames.
+_LONGEST_STILL = 7200  # seconds
+
+
+def warn_of_gaps(timeline: Timeline) -> None:
+    """Say where the clock jumps."""
+    gaps = _gaps(timeline)
+    if len(gaps):
+        before, after = timeline.seconds(np.append(timeline.ticks, timeline.end))[gaps[0] : gaps[0] + 2]
+        others = f", nor in {len(gaps) - 1} other gaps" if len(gaps) > 1 else ""
+        warnings.warn(
+            f"{timeline.info.path}: its clock jumps from {before:.2f} s to {after:.2f} s without a picture; nothing is "
+            f"sampled in between{others}",
+            stacklevel=4,  # who asks for the file to be scanned
+        )
+
+
+def _gaps(timeline: Timeline) -> np.ndarray:
+    """Positions of the frames that are followed by none for very long."""
+    return np.flatnonzero(np.diff(timeline.ticks, append=timeline.end) > float(_LONGEST_STILL / timeline.time_base))
+
+
 def plan_samples(timeline: Timeline, fps: Fraction, max_frames: int | None) -> Plan:
     """Choose the nearest frame for every sample."""
     first = int(timeline.ticks[0])
     length = timeline.end - first
     step = 1 / (fps * timeline.time_base)
-    count = math.ceil(length / step)
+    start, stop = _runs(timeline, float(step), math.ceil(length / step))
+    skipped = start - np.cumsum(stop - start) + (stop - start)
+    count = int((stop - start).sum())
     if max_frames is None or count <= max_frames:
         samples = np.arange(count)
     else:
-        samples = np.round(np.linspace(0, count - 1, max_frames))
+        samples = np.round(np.linspace(0, count - 1, max_frames)).astype(np.int64)
+    samples += skipped[np.searchsorted(start - skipped, samples, side="right") - 1]
     targets = first + samples * float(min(step, length))
     return Plan(targets, _nearest(timeline.ticks, targets), float(max(step, 1 / timeline.time_base)))
+
+
+def _runs(timeline: Timeline, step: float, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Runs of samples to take, from `start` to before `stop`: all of them, but for those far inside a gap."""
+    gaps, ticks = _gaps(timeline), timeline.ticks - timeline.ticks[0]
+    before, after = ticks[gaps], np.append(ticks, timeline.end)[gaps + 1]
+    # The sample nearest to the frame on either side of a gap belongs to that frame.
+    stop = np.append(np.floor(before / step + 0.5) + 1, count).astype(np.int64)
+    start = np.append(0, np.ceil(after / step - 0.5)).astype(np.int64)
+    if len(gaps) and gaps[-1] == len(ticks) - 1:  # the last frame is held: nothing comes after
+        start, stop = start[:-1], stop[:-1]
+    start = np.maximum(start, np.append(0, stop[:-1]))
+    return start, np.maximum(start, stop)
 
 
 def _nearest(ticks: np.ndarray, targets: np.ndarray) -> np.ndarray:
