@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ def write_notebook(path: Path, *sources: str) -> Path:
     cells[0].metadata["tags"] = ["parameters"]
     cells[-1].id = "last-cell"
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    path.parent.mkdir(exist_ok=True)
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
     return path
 
@@ -45,12 +47,12 @@ def test_a_run_leaves_everything_behind(tmp_path: Path) -> None:
     before = notebook.read_bytes()
     folder = tmp_path / "out"
     (folder / "old").mkdir(parents=True)
-    (folder / "old.png").touch()
+    (folder / "old.png").write_text("mine")
     run = run_notebook(notebook, folder, {"size": 7})
     assert run.error is None
     assert run.figures == ["last-cell.png", "last-cell_2.png"]
     assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in run.figures)
-    assert not (folder / "old.png").exists()  # of an earlier run
+    assert (folder / "old.png").read_text() == "mine"
     page = (folder / "draw.html").read_text()
     assert "size is 7" in page
     assert "area = 49, third = 2.33" in page
@@ -60,6 +62,48 @@ def test_a_run_leaves_everything_behind(tmp_path: Path) -> None:
     assert result["seeds"] == {"seed": 5}
     assert result["versions"]["torch"]
     assert notebook.read_bytes() == before
+
+
+def test_a_run_replaces_what_a_run_wrote_and_nothing_else(tmp_path: Path, refusal: Refusal) -> None:
+    drawing = "import matplotlib.pyplot as plt\nfor n in range(count):\n    plt.plot([n])\n    plt.show()"
+    notebook = write_notebook(tmp_path / "own" / "draw.ipynb", "count: int = 1  # of figures", drawing)
+    mine = {"draw.ipynb": None, "draw.html": b"mine", "result.json": b"{}", ".run.json": b"[", "last-cell_7.png": b""}
+    for name, content in mine.items():
+        folder = tmp_path / name / "draw"
+        folder.mkdir(parents=True)
+        (folder / name).write_bytes(notebook.read_bytes() if content is None else content)
+        before = (folder / name).read_bytes()
+        assert f"holds {name}, which no run of this notebook" in refusal("reproduce", notebook, "--out", folder.parent)
+        assert (folder / name).read_bytes() == before
+        assert [path.name for path in folder.iterdir()] == [name]
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "draw.ipynb").symlink_to(tmp_path / "victim")
+    with pytest.raises(ValueError, match=r"holds draw\.ipynb"):
+        run_notebook(notebook, folder)
+    (folder / "draw.ipynb").unlink()
+    (folder / "my-picture.png").write_text("mine")
+    for count, killed in ((3, False), (2, True), (1, False)):
+        assert len(run_notebook(notebook, folder, {"count": count}).figures) == count
+        figures = ["last-cell.png", *(f"last-cell_{n}.png" for n in range(2, count + 1))]
+        assert sorted(path.name for path in folder.glob("last*")) == figures
+        assert (folder / "my-picture.png").read_text() == "mine"
+        if killed:  # before its end
+            (folder / "result.json").unlink()
+    # Even if it is said to be a run's.
+    for path in folder.iterdir():
+        shutil.copy(path, notebook.with_name(path.name))
+    before = notebook.read_bytes()
+    with pytest.raises(ValueError, match=r"is where draw\.ipynb lies, and it is not changed"):
+        run_notebook(notebook, notebook.parent)
+    assert notebook.read_bytes() == before
+
+
+def test_a_cell_s_id_leads_nowhere(tmp_path: Path) -> None:
+    notebook = write_notebook(tmp_path / "draw.ipynb", "n: int = 1  # of nothing", "1")
+    notebook.write_text(notebook.read_text().replace("last-cell", "../../victim"))
+    with pytest.raises(ValueError, match=r"a cell with the id '\.\./\.\./victim'"):
+        run_notebook(notebook, tmp_path / "out")
 
 
 def test_a_failing_notebook_says_where(tmp_path: Path) -> None:
@@ -82,7 +126,8 @@ def test_a_notebook_has_a_time_limit(tmp_path: Path) -> None:
 
 def test_a_metric_recorded_twice_is_an_error(tmp_path: Path) -> None:
     code = "from vilamp_lite.notebook.metrics import record\nrecord(share=0.5)"
-    run = run_notebook(write_notebook(tmp_path / "twice.ipynb", "n: int = 0  # of nothing", code, code), tmp_path)
+    notebook = write_notebook(tmp_path / "twice.ipynb", "n: int = 0  # of nothing", code, code)
+    run = run_notebook(notebook, tmp_path / "out")
     assert run.error == "cell last-cell records the metric share once more: give it a name of its own"
 
 

@@ -139,6 +139,22 @@ def test_a_grid_grows_and_its_failed_cells_are_run_again(notebook: Path, tmp_pat
         assert runs == 4  # thirteen again, and three
 
 
+def test_a_table_that_no_sweep_wrote_stays(notebook: Path, tmp_path: Path) -> None:
+    out, fixed = tmp_path / "out", {"log": str(tmp_path / "log.txt")}
+    sweep = load_sweep(write_sweep(notebook, parameters={"a": [13]}, fixed=fixed))
+    (out / "cells" / "mine").mkdir(parents=True)
+    for name in ("table.csv", "figure.png"):
+        (out / name).write_text("mine")
+        with pytest.raises(ValueError, match=f"out holds {name}, which no sweep wrote: choose another folder"):
+            run_sweep(sweep, out)
+        assert {path.name for path in out.iterdir()} == {name, "cells"}
+        assert (out / name).read_text() == "mine"
+        (out / name).unlink()
+    for _ in range(2):  # its own table is written again; of failed cells alone there is no figure
+        assert "thirteen" in str(run_sweep(sweep, out, workers=1).failed)
+        assert {path.name for path in out.iterdir()} == {"table.csv", "cells", ".lock"}
+
+
 def test_a_second_sweep_waits_outside(notebook: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -7,6 +7,7 @@ import ast
 import base64
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ import papermill
 import yaml
 from nbclient.exceptions import CellTimeoutError
 from nbconvert import HTMLExporter
+from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
 from vilamp_lite.common.checks import finite_number
@@ -31,6 +33,7 @@ from vilamp_lite.notebook.metrics import recorded
 NOTEBOOKS = ROOT / "notebooks"
 TIME_LIMIT = 1800.0  # seconds of one notebook; a stuck cell would otherwise wait for ever
 RESULT = "result.json"
+_MANIFEST = ".run.json"  # the notebook and its figures: which files of a folder are a run's, even if it was killed
 _MOST_SHOWN = 100  # characters of a value that is refused
 _KERNEL_START = 300  # seconds; papermill's 60 are too few on a busy machine
 _TYPES = {kind.__name__: kind for kind in (bool, int, float, str, list, dict)}
@@ -191,19 +194,26 @@ def run_notebook(
 
     Args:
         notebook: the file to run, in its own folder; it is not changed.
-        folder: gets what is written.
+        folder: gets what is written, in place of what an earlier run of the same notebook wrote there.
         parameters: values that replace those of the notebook's `parameters` cell.
         time_limit: seconds for the whole notebook.
+
+    Raises:
+        ValueError: bad parameters, or a file that no run of this notebook wrote stands where this one would write.
     """
     finite_number("the time limit", time_limit, above=0)
-    return _run(notebook, folder, check_parameters(notebook, parameters or {}), parameters or {}, time_limit)
+    values = check_parameters(notebook, parameters or {})
+    _require_own(notebook, folder)
+    return _run(notebook, folder, values, parameters or {}, time_limit)
 
 
 def _run(notebook: Path, folder: Path, values: Mapping[str, object], given: Iterable[str], time_limit: float) -> Run:
     """Run a notebook whose parameters are complete and checked; only those that are given replace its own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in (folder / RESULT, *folder.glob("*.png")):
-        old.unlink(missing_ok=True)
+    seeds = {name: value for name, value in values.items() if "seed" in name}
+    stamp = make_stamp(code=code_checksum(notebook), parameters=values, seeds=seeds)
+    for old in (RESULT, *(written_by_run(notebook, folder) - {_MANIFEST})):
+        (folder / old).unlink(missing_ok=True)
+    write_json(folder / _MANIFEST, {"notebook": notebook.stem, "figures": []})
     executed = folder.resolve() / notebook.name
     # For the notebook's kernel, which inherits them. Two torch threads on two busy cores are slower than one.
     os.environ["VILAMP_HEADLESS"] = "1"
@@ -234,11 +244,49 @@ def _run(notebook: Path, folder: Path, values: Mapping[str, object], given: Iter
     except ValueError as error:  # of `recorded`
         failure = str(error)
     seconds, failure = time.monotonic() - start, failure and " ".join(failure.split())
-    run = Run(notebook.stem, seconds, _export(executed), metrics, failure)
-    seeds = {name: value for name, value in values.items() if "seed" in name}
-    about = {"code": code_checksum(notebook), "parameters": values, "seeds": seeds}
-    write_json(folder / RESULT, asdict(run) | make_stamp(**about))
+    content = nbformat.read(executed, as_version=4)
+    pictures = _pictures(content)
+    write_json(folder / _MANIFEST, {"notebook": notebook.stem, "figures": list(pictures)})
+    for name, data in {executed.with_suffix(".html").name: _page(content), **pictures}.items():
+        with written_whole(folder / name) as waiting:
+            waiting.write_bytes(data)
+    run = Run(notebook.stem, seconds, list(pictures), metrics, failure)
+    write_json(folder / RESULT, asdict(run) | stamp)
     return run
+
+
+def written_by_run(notebook: Path, folder: Path) -> set[str]:
+    """Name the files that an earlier run of a notebook wrote into a folder: none if there was no run."""
+    for manifest in (_MANIFEST, RESULT):  # runs of before 0.2 had the latter alone
+        try:
+            about = json.loads((folder / manifest).read_text())
+            figures = {name for name in about["figures"] if re.fullmatch(r"[\w-]+\.png", name)}
+            if about["notebook"] == notebook.stem:
+                return _others(notebook) | figures
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            continue
+    return set()
+
+
+def _others(notebook: Path) -> set[str]:
+    """What a run writes beside its figures."""
+    return {_MANIFEST, RESULT, notebook.name, f"{notebook.stem}.html"}
+
+
+def _require_own(notebook: Path, folder: Path) -> None:
+    """Refuse a folder in which a run would take the place of a file that no run wrote."""
+    if (folder / notebook.name).exists() and notebook.samefile(folder / notebook.name):
+        raise ValueError(f"{folder} is where {notebook.name} lies, and it is not changed: choose another folder")
+    cells = [cell.get("id", "x") for cell in nbformat.read(notebook, as_version=4).cells]
+    if strange := [cell for cell in cells if not re.fullmatch(r"[\w-]+", cell)]:
+        raise ValueError(f"{notebook.name} has a cell with the id {strange[0]!r}: an id is of letters, digits, - and _")
+    figure, others = re.compile(rf"({'|'.join(cells)})(_\d+)?\.png"), _others(notebook)
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    foreign = there - written_by_run(notebook, folder)
+    if foreign := sorted(name for name in foreign if name in others or figure.fullmatch(name)):
+        raise ValueError(
+            f"{folder} holds {', '.join(foreign)}, which no run of this notebook wrote: choose another folder"
+        )
 
 
 def run_notebooks(
@@ -260,6 +308,8 @@ def run_notebooks(
         raise ValueError(f"{', '.join(repeated)} would be written twice to {out}: name each notebook once")
     values = {notebook: check_parameters(notebook, parameters or {}) for notebook in notebooks}
     for notebook in notebooks:
+        _require_own(notebook, out / notebook.stem)
+    for notebook in notebooks:
         print(f"{notebook.stem} … ", end="", file=sys.stderr, flush=True)
         try:
             run = _run(notebook, out / notebook.stem, values[notebook], parameters or {}, time_limit)
@@ -277,17 +327,16 @@ def _cell_reached(executed: Path) -> str:
     return f"code cell {started[-1]} ({cells[started[-1] - 1].id})" if started else "before the first cell"
 
 
-def _export(executed: Path) -> list[str]:
-    """Write the executed notebook as HTML, and its pictures as files named after their cells."""
-    content = nbformat.read(executed, as_version=4)
-    page, _ = HTMLExporter().from_notebook_node(content)
-    with written_whole(executed.with_suffix(".html")) as waiting:
-        waiting.write_text(page)
-    names = []
+def _page(content: NotebookNode) -> bytes:
+    """An executed notebook as HTML."""
+    return HTMLExporter().from_notebook_node(content)[0].encode()
+
+
+def _pictures(content: NotebookNode) -> dict[str, bytes]:
+    """An executed notebook's pictures, by names that come from their cells."""
+    pictures = {}
     for cell in content.cells:
         shown = [output.get("data", {}) for output in cell.get("outputs", [])]
         for number, picture in enumerate((data["image/png"] for data in shown if "image/png" in data), start=1):
-            names.append(f"{cell.id}.png" if number == 1 else f"{cell.id}_{number}.png")
-            with written_whole(executed.parent / names[-1]) as waiting:
-                waiting.write_bytes(base64.b64decode(picture))
-    return names
+            pictures[f"{cell.id}.png" if number == 1 else f"{cell.id}_{number}.png"] = base64.b64decode(picture)
+    return pictures

@@ -18,6 +18,7 @@ change.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,10 +47,12 @@ from vilamp_lite.notebook.reproduce import (
     known_parameters,
     parameters_of,
     run_notebook,
+    written_by_run,
 )
 
 _FIELDS = "a sweep has notebook, parameters (lists of values), metric and, if you like, fixed and figure"
 _FIGURES = ({"x"}, {"x", "hue"}, {"x", "y"})
+_TABLE, _FIGURE = "table.csv", "figure.png"
 _CONNECT = "20s"  # to a scheduler that should be there already
 
 
@@ -178,11 +181,13 @@ def run_sweep(
         time_limit: seconds for each cell.
 
     Raises:
-        ValueError: another process works in `out`, a cell does not record the metric, or the time limit is not above 0.
+        ValueError: another process works in `out`, a table or figure there is no sweep's, a cell does not record the
+            metric, or the time limit is not above 0.
         OSError: there is no scheduler at that address.
     """
     finite_number("the time limit", time_limit, above=0)
     out, cells = out.resolve(), sweep.cells()
+    _require_own(sweep, out)
     with alone_in(out, "sweep"):
         results = {cell: _finished(out / "cells" / cell) for cell in cells}
         for result in filter(None, results.values()):
@@ -197,12 +202,20 @@ def run_sweep(
                     _require_metric(sweep, results[cell])
                 bar.update()
         table = _table(sweep, cells, results)
-        with written_whole(out / "table.csv") as waiting:
+        with written_whole(out / _TABLE) as waiting:
             table.to_csv(waiting, index=False)
-        with written_whole(out / "figure.png") as waiting:
-            _draw(sweep, table, waiting)
+        if sweep.metric in table:  # some cell has it
+            with written_whole(out / _FIGURE) as waiting:
+                _draw(sweep, table, waiting)
     # In the grid's order, not in that of failing.
     return SweepResult(table, {cell: failed[cell] for cell in cells if cell in failed})
+
+
+def _require_own(sweep: Sweep, out: Path) -> None:
+    """Refuse a folder whose table and figure no sweep wrote: one has run cells before it writes them."""
+    there = [name for name in (_TABLE, _FIGURE) if os.path.lexists(out / name)]
+    if there and not any(written_by_run(sweep.notebook, cell) for cell in out.glob("cells/*")):
+        raise ValueError(f"{out} holds {' and '.join(there)}, which no sweep wrote: choose another folder")
 
 
 def _run(
@@ -282,9 +295,7 @@ def _table(sweep: Sweep, cells: Mapping[str, dict[str, object]], results: Mappin
 
 
 def _draw(sweep: Sweep, table: pd.DataFrame, waiting: Path) -> None:
-    """Draw the metric over the figure's axes, unless every cell failed."""
-    if sweep.metric not in table:
-        return
+    """Draw the metric over the figure's axes."""
     # Imported here: torch takes seconds, and the workers should not wait for it.
     from vilamp_lite import plots
 
