@@ -139,6 +139,30 @@ def test_an_interrupted_run_equals_the_whole(examples: list[VideoQuestion], tmp_
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "interrupted" / file).read_bytes()
 
 
+def test_a_model_of_somebody_else_stays(examples: list[VideoQuestion], tmp_path: Path) -> None:
+    stage = Stage("one", steps=1, batch_size=1, learning_rate=1e-3)
+
+    def train() -> None:
+        model = tiny_model()
+        finetune(model, byte_level(model), examples, stage, "connectors", tmp_path, max_frames=2)
+
+    strangers = [tmp_path / "model" / name for name in ("config.json", "model-00001-of-00002.safetensors")]
+    strangers[0].parent.mkdir()
+    for file in strangers:
+        file.write_text("mine")
+    with pytest.raises(ValueError, match=r"model is there, and no training in .* wrote it: choose another folder"):
+        train()
+    assert [file.read_text() for file in strangers] == ["mine", "mine"]
+    strangers[0].unlink()
+    strangers[1].rename(tmp_path / strangers[1].name)
+    strangers[0].parent.rmdir()
+    train()
+    (tmp_path / strangers[1].name).rename(strangers[1])
+    train()  # the finished stage is read, the model written once more
+    assert strangers[1].read_text() == "mine"
+    assert load_checkpoint(tmp_path / "model").config.num_patches == tiny_model().config.num_patches
+
+
 @pytest.mark.parametrize("trains", ["connectors", "all but the encoders"])
 def test_checkpointing_changes_memory_only(trains: str, examples: list[VideoQuestion], tmp_path: Path) -> None:
     curves, runs = [], {}

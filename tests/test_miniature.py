@@ -717,6 +717,15 @@ def test_a_study_trains_only_what_is_its_own(study: str, trained: Path) -> None:
     assert not torch.equal(full["keyframe_connector.0.weight"], model["keyframe_connector.0.weight"])
 
 
+@pytest.mark.parametrize("name", ["model", "curves.png"])
+def test_what_no_training_wrote_stays(name: str, tmp_path: Path) -> None:
+    (tmp_path / "full-seed3").mkdir()
+    (tmp_path / "full-seed3" / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"{name} is there, and no training in .*full-seed3/mixed wrote it"):
+        train_miniature(tmp_path, 3, recipe=RECIPE)
+    assert [path.name for path in tmp_path.iterdir()] == ["full-seed3"]
+
+
 def test_peers_ask_the_same_questions(model: ViLaMPForConditionalGeneration, examples: Examples) -> None:
     """Their videos fill the length, and hold up to four times the frames that fit."""
     for peer, (_, per_frame) in PEERS.items():

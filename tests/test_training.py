@@ -156,7 +156,7 @@ def test_a_run_after_exceptions_equals_the_whole(
 
 
 def unfinished(folder: Path) -> list[Path]:
-    return list(folder.glob("state.*.safetensors"))
+    return list(folder.glob(f"{files.UNFINISHED}*"))
 
 
 def train_until_killed(folder: Path, moment: int | str) -> None:
@@ -322,6 +322,21 @@ def test_a_state_of_a_former_version_has_no_checksum(whole: tuple[Path, Line, np
     task, curve = train(tmp_path)
     assert task.drawn == []
     assert np.array_equal(curve, whole[2])
+
+
+def test_files_of_others_stay_beside_a_state(tmp_path: Path) -> None:
+    strangers = {
+        tmp_path / name: name for name in ("state.old.safetensors", "state.1.safetensors", "model.safetensors")
+    }
+    for path, content in strangers.items():
+        path.write_text(content)
+    train(tmp_path)
+    assert {path: path.read_text() for path in strangers} == strangers
+    (tmp_path / STATE).unlink()
+    (tmp_path / STATE).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"state.safetensors is not a saved state"):
+        train(tmp_path)
+    assert (tmp_path / STATE).is_symlink()
 
 
 def test_a_loss_that_is_not_finite_is_refused(tmp_path: Path) -> None:

@@ -20,11 +20,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vilamp_lite.checkpoints import from_llava_onevision, load_checkpoint, load_processor
 from vilamp_lite.common.checks import choice, positive_int
+from vilamp_lite.common.files import saved_whole
 from vilamp_lite.common.hub import IGNORED
 from vilamp_lite.common.outside import Text, checked_json
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
-from vilamp_lite.training.loop import Stage, Task, make_accelerator, run_stage
+from vilamp_lite.training.loop import Stage, Task, make_accelerator, require_own, run_stage
 
 _MOST_NAMED = 5  # missing videos in an error
 _CONNECTORS = ("keyframe_connector", "own_merged_connector", "keyframe_block", "video_newline")
@@ -221,11 +222,13 @@ def finetune(
     if gradient_checkpointing:
         # Not of the whole model: transformers would then keep what the frozen encoders compute, for gradients.
         model.language_model.activation_checkpointing_enable()
+    require_own(folder / "model", folder)
     curve = run_stage(stage, task, folder, seed, accelerator)
     model.language_model.activation_checkpointing_disable()
     if accelerator.is_main_process:
-        model.save_pretrained(folder / "model")
-        processor.save_pretrained(folder / "model")
+        with saved_whole(folder / "model") as waiting:
+            model.save_pretrained(waiting)
+            processor.save_pretrained(waiting)
     accelerator.wait_for_everyone()
     return curve
 

@@ -8,6 +8,7 @@ launch` works.
 
 import json
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -126,7 +127,8 @@ def run_stage(stage: Stage, task: Task, folder: Path, seed: int, accelerator: Ac
     about |= {"precision": accelerator.mixed_precision, "processes": workers}
     file = folder / _STATE
     with alone_in(folder, "training") if accelerator.is_main_process else nullcontext():
-        done, curve = _restore(file, about, parameters, optimizer) if file.is_file() else (0, np.zeros((0, 2)))
+        there = os.path.lexists(file)
+        done, curve = _restore(file, about, parameters, optimizer) if there else (0, np.zeros((0, 2)))
         curve = np.concatenate([curve, np.zeros((stage.steps - len(curve), 2))]).astype(np.float32)
         for group in optimizer.param_groups:
             group["initial_lr"] = stage.learning_rate
@@ -179,8 +181,6 @@ def _save(
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{key} {name}"] = value
     tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-    for left in file.parent.glob(f"{file.stem}.*{file.suffix}"):  # by a run that was killed while it wrote
-        left.unlink()
     with written_whole(file, durable=True) as waiting:
         # One entry: safetensors writes several in any order, and equal states should be equal files.
         about = about | {"step": step}
@@ -207,7 +207,7 @@ def _restore(
         if "checksum" in found and found.pop("checksum") != _checksum(found, tensors):
             raise ValueError("it is damaged: its checksum is another")
         step, curve = int(found.pop("step")), tensors.pop("curve").numpy()
-    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{file} is not a saved state ({error}); delete it to start this stage again") from error
     if step == about["stage"]["steps"]:
         found["processes"] = about["processes"]  # how a finished stage came about no longer matters
@@ -226,6 +226,17 @@ def _restore(
                     key: value if key == "step" else value.to(parameter.device) for key, value in kept.items()
                 }
     return step, curve
+
+
+def require_own(file: Path, folder: Path) -> None:
+    """Refuse to train if something else is where the result shall be.
+
+    Args:
+        file: what is written at the end; it may be there if the last stage has been at work.
+        folder: of the last stage.
+    """
+    if os.path.lexists(file) and not (folder / _STATE).is_file():
+        raise ValueError(f"{file} is there, and no training in {folder} wrote it: choose another folder")
 
 
 def read_curve(folder: Path) -> np.ndarray:

@@ -20,7 +20,7 @@ from torch import nn
 
 from vilamp_lite.baselines.mergers import QFormerMerger
 from vilamp_lite.common.checks import choice
-from vilamp_lite.common.files import written_whole
+from vilamp_lite.common.files import saved_whole
 from vilamp_lite.common.hub import loaded
 from vilamp_lite.common.progress import loading_quietly
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
@@ -32,7 +32,7 @@ from vilamp_lite.training.alignment import AlignmentTask
 from vilamp_lite.training.contrastive import ContrastiveTask
 from vilamp_lite.training.examples import Examples
 from vilamp_lite.training.grounding import GroundingTask
-from vilamp_lite.training.loop import Stage, Task, make_accelerator, read_curve, run_stage
+from vilamp_lite.training.loop import Stage, Task, make_accelerator, read_curve, require_own, run_stage
 from vilamp_lite.training.mixed import MixedTask, PeerTask
 from vilamp_lite.training.variants import STUDIES, stage_folder
 
@@ -90,6 +90,9 @@ def train_miniature(
     """
     recipe = recipe or Recipe()
     choice("study", study, tuple(STUDIES))
+    saved = folder / f"{study}-seed{seed}" / "model"
+    for file in (saved, saved.with_name("curves.png")):  # the latter is the command's
+        require_own(file, stage_folder(folder, study, seed, recipe.mixed.name))
     accelerator = make_accelerator(mixed_precision)
     if encoder is None:
         trained = train_encoder(recipe, folder / "encoder", 0, accelerator)
@@ -99,7 +102,6 @@ def train_miniature(
         bank = build_bank(trained, recipe.num_random, recipe.num_pairs, folder / "encoder" / "bank.safetensors")
     model = assemble(trained, seed, **STUDIES[study].config)
     qformer = train_reader(model, bank, recipe, folder, seed, study, accelerator)
-    saved = folder / f"{study}-seed{seed}" / "model"
     if accelerator.is_main_process:
         save_miniature(model, qformer, saved)
     accelerator.wait_for_everyone()
@@ -187,12 +189,10 @@ def train_reader(
 
 def save_miniature(model: ViLaMPForConditionalGeneration, qformer: QFormerMerger | None, folder: Path) -> None:
     """Write model, processor, encoder (folder/selector) and a Q-Former (folder/qformer) as safetensors."""
-    with loading_quietly():
-        model.save_pretrained(folder)
-        miniature_processor(model).save_pretrained(folder)
-        model.selector.save_pretrained(folder / SELECTOR_FOLDER)
-    if qformer is not None:
-        file = folder / "qformer" / "model.safetensors"
-        file.parent.mkdir(exist_ok=True)
-        with written_whole(file) as waiting:
-            save_file(qformer.state_dict(), waiting)
+    with saved_whole(folder) as waiting, loading_quietly():
+        model.save_pretrained(waiting)
+        miniature_processor(model).save_pretrained(waiting)
+        model.selector.save_pretrained(waiting / SELECTOR_FOLDER)
+        if qformer is not None:
+            (waiting / "qformer").mkdir()
+            save_file(qformer.state_dict(), waiting / "qformer" / "model.safetensors")
