@@ -53,9 +53,7 @@ def test_an_option_is_chosen_by_letter_or_words() -> None:
         ("", False),
     ):
         assert option_matches(prediction, ["a cat", "a dog", "b"], "a dog") == right
-
-
-def test_words_of_another_option_are_not_taken_for_a_letter() -> None:
+    # Words of another option are not taken for a letter.
     options = ["Java", "C++", "Python"]
     assert not option_matches("C++", options, "Python")
     assert option_matches("C.", options, "Python")

@@ -224,15 +224,12 @@ def test_an_unknown_metric_ends_the_sweep(notebook: Path, tmp_path: Path) -> Non
     assert len((tmp_path / "log.txt").read_text().splitlines()) == 1
 
 
-def test_a_heat_map_shows_means() -> None:
+def test_figures_show_means_and_ranges() -> None:
     table = pd.DataFrame({"a": [1, 1, 2, 2], "b": [5, 5, 5, 5], "seed": [0, 1, 0, 1], "total": [1.0, 2.0, 3.0, 5.0]})
     figure = sweep_heat_map(table, "total", x="a", y="b")
     axis = figure.axes[0]
     assert axis.collections[0].get_array().ravel().tolist() == [1.5, 4.0]
     assert axis.get_title() == "total, mean over seed"
-
-
-def test_curves_show_means_and_ranges() -> None:
     table = pd.DataFrame({"a": [1, 2, 1, 2], "seed": [0, 0, 1, 1], "total": [1.0, 2.0, 3.0, 6.0]})
     axis = sweep_curves(table, "total", x="a").axes[0]
     assert axis.lines[0].get_ydata().tolist() == [2.0, 4.0]

@@ -124,7 +124,6 @@ class ConSEEncoder:
         probabilities = (self._classifier._fc(features) / CONSE_TEMPERATURE).softmax(dim=-1)
         return unit_vectors(probabilities @ self._centred_classes)
 
-    @torch.no_grad()
     def _sentence_embeddings(self, texts: list[str]) -> torch.Tensor:
         """Return MiniLM's own unit vectors [Q, 384] on the device: the mean over a sentence's tokens."""
         tokens = tokenize(self._tokenizer, texts, MINILM_MAX_TOKENS, padding=True).to(self.device)
