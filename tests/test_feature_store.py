@@ -278,7 +278,7 @@ def test_a_resumed_run_encodes_no_frame_twice(
 def test_what_changes_between_two_questions_is_looked_through_again(
     copied: Path, processor: Processor, model: Model
 ) -> None:
-    """A shard whose bytes change, and towers that torch writes to; one that stays is not read for its checksum again."""
+    """A shard whose bytes change, and towers that torch writes to; one that stays is not read again for it."""
     own = Model(model.config)
     own.load_state_dict(model.state_dict())
     own.eval()
