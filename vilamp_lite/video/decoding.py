@@ -12,6 +12,7 @@ from typing import Any
 import av
 import numpy as np
 
+from vilamp_lite.video.claims import verdict
 from vilamp_lite.video.display import MAX_PIXELS, Size, Stored, between_bars, display_matrix, displayed_size, upright
 from vilamp_lite.video.opening import ENCRYPTED, TOO_LARGE, Opened, open_video, warn_of_other_streams, why_not_decoded
 from vilamp_lite.video.timeline import (
@@ -20,7 +21,7 @@ from vilamp_lite.video.timeline import (
     Timeline,
     VideoError,
     VideoInfo,
-    refuse_cut_file,
+    lost_frames,
     rewound,
     scan_packets,
     tick,
@@ -53,8 +54,8 @@ def read_timeline(path: Path) -> Timeline:
         deque(packets, maxlen=0)
         if not scan.ticks:
             raise VideoError(f"{path}: its video stream holds no frames with a timestamp; re-encode it with ffmpeg")
+        claims = verdict(path, container, stream, scan)
         ticks = np.unique(np.array(scan.ticks, np.int64))
-        refuse_cut_file(path, container, stream, scan, ticks)
         if frame is None:
             raise VideoError(f"{path}: {why_not_decoded(path)}")
         matrix = display_matrix(path, frame)
@@ -62,6 +63,14 @@ def read_timeline(path: Path) -> Timeline:
         if height * width > MAX_PIXELS:
             raise VideoError(f"{path}: {TOO_LARGE}")
         end = scan.end if scan.end > ticks[-1] else int(ticks[-1]) + usual_step(ticks, stream)
+        if claims.end is not None:
+            end = max(end, int(claims.end / stream.time_base))
+        if len(lost := lost_frames(ticks, scan.ticks, claims.holes)):
+            at = float((lost[0] - ticks[0]) * stream.time_base)
+            warnings.warn(f"{path}: is damaged: {len(lost)} frames are missing, the first at {at:.2f} s", stacklevel=4)
+            ticks = np.union1d(ticks, lost)
+        if claims.doubt:
+            warnings.warn(f"{path}: {claims.doubt}", stacklevel=4)
         length = (end - int(ticks[0])) * stream.time_base
         codec, comment = stream.codec.canonical_name, container.metadata.get("comment", "")
         fps = float(len(ticks) / length)
@@ -70,21 +79,23 @@ def read_timeline(path: Path) -> Timeline:
         stored = Stored(
             displayed_size((frame.height, frame.width), None, matrix), matrix, stream.codec_context.sample_aspect_ratio
         )
-        timeline = Timeline(info, stored, ticks, end, stream.time_base, kind, scan.hidden, packets, scan.first, version)
+        base, first = stream.time_base, scan.first
+        timeline = Timeline(info, stored, ticks, lost, end, base, kind, scan.hidden, packets, first, version)
     warn_of_gaps(timeline)
     return timeline
 
 
 def intact_frames(
-    path: Path, stream: av.VideoStream, packets: Iterable[av.Packet], damage: Damage
+    path: Path, stream: av.VideoStream, packets: Iterable[av.Packet], damage: Damage, lost: Iterable[int] = ()
 ) -> Iterator[av.VideoFrame]:
     """Decode packets and yield the frames that are as they were encoded, in order of presentation.
 
     Measured on H.264 and MPEG-4 files with flipped bytes: of the frames from the first sign of damage to the next
     keyframe nearly all are visibly wrong (they are predicted from the spoilt one), and most of them are delivered
     without any flag. So all of those are left out. HEVC and VP9 decoders notice less: a changed byte within a picture's
-    data can pass for another picture.
+    data can pass for another picture. The same holds for what follows the times of frames that are lost.
     """
+    missing = deque(lost)
     spoilt_at: int | None = None
     latest: int | None = None
     for packet in chain(packets, [None]):  # None: hand out what the decoder still holds
@@ -102,6 +113,8 @@ def intact_frames(
         for frame in frames:
             if frame.pts is None:
                 continue
+            while missing and missing[0] < frame.pts:
+                spoilt_at = missing.popleft()
             if frame.is_corrupt:
                 damage.packets += 1
                 spoilt_at = frame.pts
@@ -141,7 +154,7 @@ class PyAVFile:
         # Who ends the stream early is also told what was skipped until then.
         with suppress(GeneratorExit), ExitStack() as file:
             file.enter_context(container)
-            frames = intact_frames(path, stream, timeline.same_packets(container, stream), damage)
+            frames = intact_frames(path, stream, timeline.same_packets(container, stream), damage, timeline.lost)
             before, frame = None, next(frames, None)
             converted = picture = None
             for target, position in zip(plan.targets, plan.positions, strict=True):

@@ -2,9 +2,10 @@
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +14,10 @@ import numpy as np
 
 from vilamp_lite.video.display import Stored
 
-# Containers whose header states the length of the video. For others (MPEG-TS, raw streams) FFmpeg only estimates it
-# from the packets, so it can't tell that some are missing.
-_LENGTH_IN_HEADER = ("mov", "matroska", "avi", "flv", "asf")
+_EXACT = ("matroska,webm", "ivf", "yuv4mpegpipe", "dv")  # containers whose packets say where in the file their data lie
+_HEADERS = 64  # bytes at most between the data of two packets where nothing but their own headers lies between
+_MARKED_EARLY = 3  # packets from the one that FFmpeg marks as incomplete to the one behind the break
+_REORDERED = 16  # frames at most that come before one in the file and after it in time
 
 
 class VideoError(ValueError):
@@ -55,11 +57,12 @@ class Timeline:
         info: Public description of the file.
         stored: What the first picture is like in the file.
         ticks: Presentation time of each frame in units of `time_base`, ascending, int64 [N].
+        lost: Those of them whose frames are missing from the file.
         end: When the last frame ends, in the same units.
         time_base: Seconds per tick.
         container: FFmpeg's name of the container.
         hidden: Number of frames that an edit list hides.
-        packets: `ticks` in the order of the file, with repetitions.
+        packets: `ticks` in the order of the file, with repetitions, without lost ones.
         first: What the first packet of the video was.
         version: Size in bytes and time of the last change.
     """
@@ -67,6 +70,7 @@ class Timeline:
     info: VideoInfo
     stored: Stored
     ticks: np.ndarray
+    lost: np.ndarray
     end: int
     time_base: Fraction
     container: str
@@ -108,13 +112,31 @@ def version_of(path: Path) -> tuple[int, int]:
 
 @dataclass
 class Scan:
-    """What the packets of a file say, in the time base of its video stream."""
+    """What the packets of a file say, in the time base of its video stream.
+
+    Attributes:
+        ticks: Presentation time of each frame in the order of the file.
+        end: When the last one ends.
+        hidden: Packets that an edit list hides.
+        reached: When the last packet of any stream ends, in seconds.
+        first: What the first packet of the video was.
+        listed: Packets in the index that the file brings along.
+        place: Where the data of the latest packet begin in the file.
+        claimed: Where the data of all packets so far end.
+        gaps: Places of two packets between which other bytes lie, and the number of the video's packets before.
+        torn: Numbers of the video's packets up to each that is incomplete, and whether a keyframe is there.
+    """
 
     ticks: list[int] = field(default_factory=list)
     end: int | None = None
     hidden: int = 0
-    reached: Fraction = Fraction(0)  # seconds, over all streams
+    reached: Fraction = Fraction(0)
     first: tuple[int | None, ...] | None = None
+    listed: int = 0
+    place: int = 0
+    claimed: int = 0
+    gaps: list[tuple[int, int, int]] = field(default_factory=list)
+    torn: list[tuple[int, bool]] = field(default_factory=list)
 
     @property
     def packets(self) -> int:
@@ -163,8 +185,16 @@ def scan_packets(
     """Note what all packets say, and hand on those of the video."""
     latest = newest = None
     second = 1 / stream.time_base
+    scan.listed = len(stream.index_entries)
+    is_exact = container.format.name in _EXACT
     ends: dict[int, int] = {}  # of each stream, in its own time base: a fraction for each packet would double the time
     for packet in demux(container):
+        if is_exact and (place := packet.pos) is not None:
+            if place > scan.claimed + _HEADERS:
+                scan.gaps.append((scan.place, place, scan.packets))
+            # Several packets of a block share a place.
+            scan.claimed = (scan.claimed if place == scan.place else max(scan.claimed, place)) + packet.size
+            scan.place = place
         if packet.stream_index == stream.index:
             scan.first = scan.first or identity(packet)
             yield packet
@@ -176,18 +206,22 @@ def scan_packets(
         ends[index] = max(ends.get(index, end), end)
         if index != stream.index:
             continue
-        if latest is not None and packet.dts is not None and latest - packet.dts > second:
-            raise _runs_backwards(path, latest * stream.time_base, packet.dts * stream.time_base)
-        latest = packet.dts
         if packet.is_discard:
             scan.hidden += 1
             continue
+        if latest is not None and packet.dts is not None and latest - packet.dts > second:
+            raise _runs_backwards(path, latest * stream.time_base, packet.dts * stream.time_base)
+        latest = packet.dts
         # No frame is shown before a keyframe's forerunners: its decoder would hand the frames out in the wrong order.
         if newest is not None and shown < newest and packet.is_keyframe:
             raise _runs_backwards(path, newest * stream.time_base, shown * stream.time_base)
         newest = shown if newest is None else max(newest, shown)
         scan.ticks.append(shown)
         scan.end = end if scan.end is None else max(scan.end, end)
+        if scan.torn and scan.torn[-1][0] >= scan.packets - _MARKED_EARLY and packet.is_keyframe:
+            scan.torn[-1] = scan.torn[-1][0], True
+        if packet.is_corrupt:
+            scan.torn.append((scan.packets, packet.is_keyframe))
     scan.reached = max((end * container.streams[index].time_base for index, end in ends.items()), default=Fraction(0))
 
 
@@ -205,49 +239,24 @@ def usual_step(ticks: np.ndarray, stream: av.VideoStream) -> int:
     return max(1, round(1 / ((stream.guessed_rate or 25) * stream.time_base)))
 
 
-def refuse_cut_file(
-    path: Path,
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
-    scan: Scan,
-    ticks: np.ndarray,
-) -> None:
-    """Raise VideoError if the header promises more video than the packets hold."""
-    kind = container.format.name
-    base = stream.time_base
-    if kind.startswith("mov") and stream.frames:
-        listed = sum(entry.size > 0 for entry in stream.index_entries)  # the index lists every frame
-        if scan.packets >= listed:
-            return
-        reached, declared = scan.end * base, stream.duration and (stream.start_time + stream.duration) * base
-    elif kind.startswith(_LENGTH_IN_HEADER):
-        # The video's own length where the header states it; else the file's, in which sound may outlast the pictures.
-        if declared := _declared_end(stream):
-            reached = scan.end * base
-        else:
-            reached, declared = scan.reached, Fraction(container.duration or 0, av.time_base)
-        # Headers are rounded, and a sparse video's last frame may be shown for as long as any other.
-        slack = max(Fraction(1, 2), 2 * int(np.diff(ticks).max(initial=0)) * base)
-        if reached + slack >= declared:
-            return
-    else:
-        return
-    raise VideoError(
-        f"{path}: is cut short: the pictures stop at {float(reached):.2f} s of {float(declared or 0):.2f} s; copy or "
-        f"download it again, or keep what there is with `ffmpeg -i {path.name} -c copy whole{path.suffix}`"
-    )
+def lost_frames(ticks: np.ndarray, packets: list[int], holes: Iterable[int]) -> np.ndarray:
+    """Say when frames were shown that are lost before some of the packets: a usual step apart.
 
-
-def _declared_end(stream: av.VideoStream) -> Fraction | None:
-    """Return the video's end in seconds as the header has it, or None."""
-    if stream.duration:
-        return ((stream.start_time or 0) + stream.duration) * stream.time_base
-    hours, *rest = stream.metadata.get("DURATION", "").split(":")  # Matroska: 00:01:30.500000000
-    try:
-        minutes, seconds = rest
-        return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)
-    except ValueError:
-        return None
+    Args:
+        ticks: Times of the frames that came, ascending.
+        packets: The same in the order of the file.
+        holes: Numbers of the packets.
+    """
+    steps = np.diff(ticks)
+    step = steps[steps < 1.5 * np.median(steps)].mean() if len(steps) else 1
+    lost = [np.empty(0, np.int64)]
+    for hole in holes:
+        around = packets[max(hole - _REORDERED, 0) : hole + _REORDERED]
+        near = ticks[np.searchsorted(ticks, min(around)) : np.searchsorted(ticks, max(around)) + 1]
+        for before, after in pairwise(near.tolist()):
+            missing = round((after - before) / step) - 1
+            lost.append(before + np.arange(1, missing + 1) * (after - before) // (missing + 1))
+    return np.unique(np.concatenate(lost))
 
 
 class Plan(NamedTuple):
