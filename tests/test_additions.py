@@ -42,20 +42,6 @@ def test_the_block_sees_its_own_frame_and_all_of_it(changes: dict) -> None:
     assert (moved[1] == 0).any()
 
 
-@torch.no_grad()
-def test_the_block_is_for_keyframes_only() -> None:
-    """Merged tokens are the same with and without it."""
-    model = tiny_model(keyframe_block=True)
-    patches, query, keyframes = torch.randn(6, 25, 24), torch.randn(12), torch.tensor([0, 3])
-    with_block = model.mix_tokens([patches], 6, keyframes, query)
-    model.keyframe_block = None
-    without = model.mix_tokens([patches], 6, keyframes, query)
-    patch = with_block.kind_of_token == 1
-    assert patch.sum() == 2 * model.config.tokens_per_keyframe
-    assert torch.equal(with_block.embeds[~patch], without.embeds[~patch])
-    assert (with_block.embeds - without.embeds)[patch].abs().amax(dim=1).min() > 1e-4
-
-
 # --- Scaled attention ------------------------------------------------------------------------------------------------
 
 

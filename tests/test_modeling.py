@@ -144,9 +144,9 @@ def expected_sequence(model: ViLaMPForConditionalGeneration, patches: torch.Tens
     rows = []
     for frame, own in enumerate(patches):
         if frame in keyframes:
-            tokens = model.keyframe_connector(own)
-            pooled = model.config.keyframe_pooling == "bilinear"
-            rows.append(pool_patches(tokens[None])[0] if pooled else tokens)
+            tokens = model.keyframe_connector(own[None])
+            tokens = pool_patches(tokens) if model.config.keyframe_pooling == "bilinear" else tokens
+            rows.append((model.keyframe_block(tokens) if model.config.keyframe_block else tokens)[0])
         else:
             own, other = own[None], patches[reference[frame]][None]
             if not model.config.merge_before_projection:
@@ -169,6 +169,7 @@ SWITCHES = [
     {"reference": "released"},
     {"reference": "released", "before_first": "self"},
     {"redundancy_weight": 0.3, "temperature": 0.2},
+    {"keyframe_block": True},
 ]
 
 

@@ -395,24 +395,6 @@ def test_only_what_answers_follow_from_makes_kept_ones_strangers(tmp_path: Path)
         file.write_text(before) if before else file.unlink()
 
 
-def test_only_what_is_missing_is_run(
-    finished: tuple[Evaluation, Path], miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    evaluation, folder = finished
-    out = Path(shutil.copytree(folder, tmp_path / "copy"))
-    (out / CELLS[2].file_name).unlink()
-    (out / CELLS[2].file_name).with_suffix(".123").write_text('{"cell": {')  # what a kill while writing leaves
-    asked: list[Cell] = []
-    predictions = Examiner.predictions
-    monkeypatch.setattr(Examiner, "predictions", lambda self, cell: asked.append(cell) or predictions(self, cell))
-    again = evaluate_cells(miniature, CELLS, seed=3, pool=POOL, out=out)
-    assert asked == [CELLS[2]]
-    assert predictions_of(again) == predictions_of(evaluation)
-    # With nothing to do not even the model is loaded.
-    monkeypatch.setattr("vilamp_lite.evaluation.runs.Examiner", None)
-    assert evaluate_cells(miniature, CELLS[::-1], seed=3, pool=POOL, out=out).results == again.results[::-1]
-
-
 def test_an_interrupted_run_goes_on(
     finished: tuple[Evaluation, Path], miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -428,9 +410,13 @@ def test_an_interrupted_run_goes_on(
     with pytest.raises(KeyboardInterrupt):
         evaluate_cells(miniature, CELLS, seed=3, pool=POOL, out=tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == [CELLS[0].file_name]
+    (tmp_path / CELLS[2].file_name).with_suffix(".123").write_text('{"cell": {')  # what a kill while writing leaves
     again = evaluate_cells(miniature, CELLS, seed=3, pool=POOL, out=tmp_path)
     assert len(calls) == 5 + 9
     assert predictions_of(again) == predictions_of(finished[0])
+    # With nothing to do not even the model is loaded.
+    monkeypatch.setattr("vilamp_lite.evaluation.runs.Examiner", None)
+    assert evaluate_cells(miniature, CELLS[::-1], seed=3, pool=POOL, out=tmp_path).results == again.results[::-1]
 
 
 def test_results_of_another_evaluation_and_damaged_ones_are_refused(

@@ -11,7 +11,7 @@ import pytest
 
 from vilamp_lite import tinyworld
 from vilamp_lite.tinyworld.haystack import hide, save
-from vilamp_lite.tinyworld.questions import FAMILIES, random_scene, sample_questions, scene_seed
+from vilamp_lite.tinyworld.questions import FAMILIES, random_scene, sample_questions
 from vilamp_lite.tinyworld.render import (
     COLORS,
     FORMAT_TAG,
@@ -162,9 +162,6 @@ def test_the_question_alone_does_not_give_the_answer(family: str) -> None:
 
 
 def test_splits_never_share_a_scene() -> None:
-    random = np.random.default_rng(0)
-    assert {scene_seed(random, "train") % 2 for _ in range(100)} == {0}
-    assert {scene_seed(random, "test") % 2 for _ in range(100)} == {1}
     for family in FAMILIES:
         for split, parity in (("train", 0), ("test", 1)):
             haystack = hide(sample_questions(family, 1, 0, split)[0], 512, 0.5, 0, split)
@@ -184,13 +181,10 @@ def test_bad_questions() -> None:
 # --- Haystacks -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("num_frames", [256, 2048])
+@pytest.mark.parametrize("depth", [0, 0.3, 1])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_needles_are_where_they_are_said_to_be(family: str) -> None:
-    for num_frames, depth in itertools.product((256, 2048), (0, 0.3, 1)):
-        assert_hidden(family, num_frames, depth)
-
-
-def assert_hidden(family: str, num_frames: int, depth: float) -> None:
+def test_needles_are_where_they_are_said_to_be(family: str, depth: float, num_frames: int) -> None:
     (question,) = sample_questions(family, 1, seed=4)
     haystack = hide(question, num_frames, depth, seed=2)
     assert haystack == hide(question, num_frames, depth, seed=2)
