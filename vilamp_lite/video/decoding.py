@@ -14,6 +14,7 @@ import numpy as np
 
 from vilamp_lite.video.claims import verdict
 from vilamp_lite.video.display import MAX_PIXELS, Size, Stored, between_bars, display_matrix, displayed_size, upright
+from vilamp_lite.video.gif import is_whole_gif_picture
 from vilamp_lite.video.opening import ENCRYPTED, TOO_LARGE, Opened, open_video, warn_of_other_streams, why_not_decoded
 from vilamp_lite.video.timeline import (
     Plan,
@@ -103,7 +104,7 @@ def intact_frames(
         if packet and latest is None and packet.has_sidedata("encryption_info"):
             raise VideoError(f"{path}: {ENCRYPTED}")
         try:
-            frames = stream.decode(packet)
+            frames = _decoded(stream, packet)
         except av.error.FFmpegError as error:
             if packet and packet.has_sidedata("encryption_info"):
                 raise VideoError(f"{path}: {ENCRYPTED}") from error
@@ -130,6 +131,12 @@ def intact_frames(
             latest = frame.pts
             if spoilt_at is None:
                 yield frame
+
+
+def _decoded(stream: av.VideoStream, packet: av.Packet | None) -> list[av.VideoFrame]:
+    if packet and stream.codec.name == "gif" and not is_whole_gif_picture(bytes(packet)):
+        raise av.error.InvalidDataError(0, "not as many pixels as the picture has")
+    return stream.decode(packet)
 
 
 class PyAVFile:
