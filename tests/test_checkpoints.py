@@ -163,6 +163,7 @@ def test_missing_and_unexpected_weights_are_listed(checkpoint: Path) -> None:
         ("clip-tiny/config.json", "{", "can't load"),
         ("generation_config.json", "{", "can't load"),
     ],
+    ids=lambda value: str(value)[:30],
 )
 def test_a_damaged_checkpoint_and_another_codes_are_refused(
     checkpoint: Path, name: str, content: str | dict | None, message: str

@@ -23,6 +23,7 @@ from vilamp_lite.notebook.reproduce import (
     run_notebook,
 )
 from vilamp_lite.notebook.widgets import show_widget
+from vilamp_lite.tinyworld import sample_questions
 
 
 def write_notebook(path: Path, *sources: str) -> Path:
@@ -172,6 +173,108 @@ def test_parameters_of_every_type(tmp_path: Path) -> None:
     for value in (True, "1", 1.0):
         with pytest.raises(ValueError, match="n: input should be a valid integer"):
             check_parameters(notebook, {"n": value})
+
+
+def test_parameters_that_may_be_none(tmp_path: Path) -> None:
+    source = (
+        "%matplotlib inline\nfrom typing import Optional\n# what a user may leave out\n"
+        "video: str | None = None  # a file\nlimit: Optional[int] = None\nrate: 'float' = None  # of learning\n"
+        "any_ = None  # whatever\nshare: float | None = 0.5\nwhere: list[str] = [\n    'here',\n]  # or there"
+    )
+    notebook = write_notebook(tmp_path / "none.ipynb", source, "print(video, limit, rate, any_, share)")
+    known = parameters_of(notebook)
+    assert {name: (about.type_name, about.default, about.help) for name, about in known.items()} == {
+        "video": ("str | None", None, "a file"),
+        "limit": ("int | None", None, ""),
+        "rate": ("float | None", None, "of learning"),
+        "any_": ("any", None, "whatever"),
+        "share": ("float | None", 0.5, ""),
+        "where": ("list", ["here"], "or there"),
+    }
+    for name, text, value in (
+        ("video", "a.mp4", "a.mp4"),
+        ("video", "12", "12"),
+        ("limit", "12", 12),
+        ("limit", "None", None),
+        ("rate", "1e-3", 1e-3),
+        ("any_", "a.mp4", "a.mp4"),
+        ("any_", "1e-3", 1e-3),
+        ("any_", "[1, a]", [1, "a"]),
+        ("share", "None", None),
+    ):
+        read = parse_parameters(notebook, [(name, text)])
+        assert read == {name: value}, (name, text)
+        assert check_parameters(notebook, read)[name] == value
+    for name, text, kind in (("limit", "1.5", "int | None"), ("share", "half", "float | None"), ("where", "x", "list")):
+        with pytest.raises(ValueError, match=re.escape(f"{name} must be {kind}, got {text!r}")):
+            parse_parameters(notebook, [(name, text)])
+    assert run_notebook(notebook, tmp_path / "out", {"video": "a.mp4", "limit": None}).error is None
+    assert "a.mp4 None None None 0.5" in (tmp_path / "out" / "none.html").read_text()
+
+
+def test_numbers_are_written_as_in_python(tmp_path: Path) -> None:
+    notebook = write_notebook(tmp_path / "list.ipynb", "items: list = []  # of numbers\nof: dict = {}\nx = None", "1")
+    text = "[1e-3, 1E5, -2.5e3, .5e-1, '1e-3', 2, 1e, e3, 0x1e3]"
+    values = [1e-3, 1e5, -2.5e3, 0.05, "1e-3", 2, "1e", "e3", 0x1E3]
+    assert parse_parameters(notebook, [("items", text)]) == {"items": values}
+    assert parse_parameters(notebook, [("of", "{a: 1e-3, b: [1e-4]}")]) == {"of": {"a": 1e-3, "b": [1e-4]}}
+    with pytest.raises(ValueError, match=r"items must be list, got '\[1e999\]'"):
+        parse_parameters(notebook, [("items", "[1e999]")])
+
+
+def test_a_comment_bounds_a_parameter(tmp_path: Path) -> None:
+    source = (
+        "frames: list = [100]  # N, ≥ 84 for a roll call\nfps: float = 1.0  # > 0, per second\n"
+        "depths: list = [0.5]  # in [0, 1]\nsteps: dict = {'a': 1}  # ≥ 1\nfree: int = 0  # at least 3, or > is greater"
+    )
+    notebook = write_notebook(tmp_path / "bounds.ipynb", source, "1")
+    good = {"frames": [84, 85], "fps": 0.01, "depths": [0, 1], "steps": {"a": 1}, "free": -1}
+    assert check_parameters(notebook, good) == good
+    for name, text, message in (
+        ("frames", "[300, 64]", "frames must be ≥ 84, got 64; it says: N, ≥ 84 for a roll call"),
+        ("fps", "0", "fps must be > 0, got 0.0"),
+        ("depths", "[0.5, 1.5]", "depths must be in [0, 1], got 1.5"),
+        ("depths", "[-0.1]", "depths must be in [0, 1], got -0.1"),
+        ("steps", "{a: 0}", "steps must be ≥ 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            parse_parameters(notebook, [(name, text)])
+
+
+def test_frames_that_hold_no_roll_call_are_refused_before_the_first_cell(tmp_path: Path, refusal: Refusal) -> None:
+    most = max(
+        sum(needle.num_frames for needle in question.needles)
+        for seed in range(300)
+        for question in sample_questions("roll call", 1, seed)
+    )
+    for name in ("07", "08"):
+        bound = int(re.search(r"≥ (\d+)", parameters_of(find_notebook(name))["frames"].help)[1])
+        assert bound >= most
+        too_few = f"[{bound - 1}, 300]" if name == "07" else str(bound - 1)
+        said = refusal("reproduce", name, "-p", "frames", too_few, "--out", tmp_path / "runs")
+        assert f"frames must be ≥ {bound}, got {bound - 1}" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_notebook_runs_in_this_python_whatever_kernel_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One names none, as nbstripout leaves it, one a kernel that isn't there; another's `python3` comes first."""
+    kernel = tmp_path / "jupyter" / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    other = {"argv": ["/no/python", "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "Other"}
+    (kernel / "kernel.json").write_text(json.dumps(other | {"language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    for number, kernelspec in enumerate(({}, {"kernelspec": {"name": "conda-env-mine", "display_name": "mine"}})):
+        notebook = write_notebook(
+            tmp_path / f"{{kernel}}{number}.ipynb", "n: int = 1", "import sys\nprint(sys.prefix, n)"
+        )
+        content = nbformat.read(notebook, as_version=4)
+        content.metadata = kernelspec
+        nbformat.write(content, notebook)
+        run = run_notebook(notebook, tmp_path / f"out{number}", {"n": 7})
+        assert run.error is None
+        assert f"{sys.prefix} 7" in (tmp_path / f"out{number}" / f"{{kernel}}{number}.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,10 @@ def reproduce(
 
 def _show_parameters(notebooks: list[Path], as_json: bool) -> None:
     rows = {
-        path.stem: [asdict(about) | {"type": about.type.__name__} for about in notebook.parameters_of(path).values()]
+        path.stem: [
+            {"name": about.name, "type": about.type_name, "default": about.default, "help": about.help}
+            for about in notebook.parameters_of(path).values()
+        ]
         for path in notebooks
     }
     show(as_json, rows, *(table(name, parameters) for name, parameters in rows.items()))

@@ -1,11 +1,13 @@
 """What comes from outside, checked with pydantic: one line says where it stands, what is wrong, and what was found."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
+import yaml
 from pydantic import AfterValidator, TypeAdapter, ValidationError, ValidationInfo
 
 from vilamp_lite.common.checks import describe
@@ -62,6 +64,28 @@ def checked_json(kind: type[Kind], text: str, where: str, *, remedy: str = "", f
     """
     with _in_one_line(where, remedy):
         return TypeAdapter(kind).validate_json(text, strict=True, context=folder)
+
+
+class _Yaml(yaml.SafeLoader):
+    """Reads 1e-3 as a number, as YAML 1.2 does, and refuses a name that stands twice, of which it would take one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [name for n, name in enumerate(names) if name in names[:n]]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_WITH_EXPONENT = re.compile(r"[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$", re.ASCII)
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:float", _WITH_EXPONENT, list("-+.0123456789"))
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """Read a YAML text, found somewhere, in which 1e-3 is a number and every name stands once."""
+    try:
+        return yaml.load(text, _Yaml)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not YAML: {error}") from error
 
 
 @contextmanager

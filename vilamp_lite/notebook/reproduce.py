@@ -5,19 +5,26 @@
 
 import ast
 import base64
+import io
 import json
+import logging
+import math
 import os
 import re
 import sys
 import time
+import tokenize
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
+from types import NoneType, UnionType
+from typing import get_args
 
 import nbformat
 import papermill
-import yaml
+from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import CellTimeoutError
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
@@ -26,7 +33,7 @@ from papermill.exceptions import PapermillExecutionError
 from vilamp_lite.common.checks import finite_number
 from vilamp_lite.common.files import write_json, written_whole
 from vilamp_lite.common.fingerprints import code_checksum
-from vilamp_lite.common.outside import checked
+from vilamp_lite.common.outside import checked, read_yaml
 from vilamp_lite.common.stamp import ROOT, make_stamp
 from vilamp_lite.notebook.metrics import recorded
 
@@ -36,7 +43,11 @@ RESULT = "result.json"
 _MANIFEST = ".run.json"  # the notebook and its figures: which files of a folder are a run's, even if it was killed
 _MOST_SHOWN = 100  # characters of a value that is refused
 _KERNEL_START = 300  # seconds; papermill's 60 are too few on a busy machine
-_TYPES = {kind.__name__: kind for kind in (bool, int, float, str, list, dict)}
+_TYPES = {kind.__name__: kind for kind in (bool, int, float, str, list, dict)} | {"None": NoneType}
+# What may stand in the comment behind a parameter, for a number or each number in a list or mapping.
+_LEAST = re.compile(r"≥ (-?\d[\d_]*(?:\.\d+)?)")
+_ABOVE = re.compile(r"> (-?\d[\d_]*(?:\.\d+)?)")
+_BETWEEN = re.compile(r"in \[(-?\d+(?:\.\d+)?), (-?\d+(?:\.\d+)?)\]")
 
 
 @dataclass(frozen=True)
@@ -45,13 +56,13 @@ class Parameter:
 
     Attributes:
         name: of the variable.
-        type: as annotated there, or else its default's.
+        type: as annotated there, or else its default's; any, `object`, where the default is None.
         default: the value in the notebook.
-        help: the comment behind it.
+        help: the comment behind it; "≥ 84", "> 0" and "in [0, 1]" there are bounds.
     """
 
     name: str
-    type: type
+    type: type | UnionType
     default: object
     help: str
 
@@ -62,6 +73,7 @@ class Parameter:
         """
         place = f"{where}: {self.name}" if where else self.name
         taken = checked(self.type, value, place)
+        self._require_bounds(place, taken)
         try:
             json.dumps(taken, allow_nan=False)
         except (ValueError, TypeError, RecursionError) as error:
@@ -72,14 +84,38 @@ class Parameter:
 
     def parse(self, text: str) -> object:
         """Read a value from the command line: words and numbers as in Python, anything else as in YAML."""
-        if self.type is str:
+        kinds = get_args(self.type) or (self.type,)
+        if text == "None" and (NoneType in kinds or object in kinds):
+            return None
+        if str in kinds:
             return text
+        # Of a number, Python's way to write it: YAML reads 010 as 8 and 1:30 as 90.
+        number = next((kind for kind in (int, float) if kind in kinds), None)
         try:
-            # YAML would take 1e-3 for a word.
-            return self.check(self.type(text) if self.type in (int, float) else yaml.safe_load(text))
-        except (ValueError, yaml.YAMLError, RecursionError) as error:
-            kind = "a finite number" if self.type is float else self.type.__name__
+            value = number(text) if number else read_yaml(text, self.name)
+            checked(self.type, value, self.name)
+            json.dumps(value, allow_nan=False)
+        except (ValueError, TypeError, RecursionError) as error:
+            kind = "a finite number" if self.type is float else self.type_name
             raise ValueError(f"{self.name} must be {kind}, got {shorten(text, _MOST_SHOWN)!r}") from error
+        return self.check(value)
+
+    @property
+    def type_name(self) -> str:
+        """The type as it is written: "int", "str | None", or "any"."""
+        if self.type is object:
+            return "any"
+        return self.type.__name__ if isinstance(self.type, type) else str(self.type)
+
+    def _require_bounds(self, place: str, value: object) -> None:
+        """Refuse numbers outside what the comment says: the notebook would fail on them, perhaps after minutes."""
+        bounds = [(f"≥ {least}", float(least), math.inf) for least in _LEAST.findall(self.help)]
+        bounds += [(f"> {low}", math.nextafter(float(low), math.inf), math.inf) for low in _ABOVE.findall(self.help)]
+        bounds += [(f"in [{low}, {high}]", float(low), float(high)) for low, high in _BETWEEN.findall(self.help)]
+        for number in _numbers(value):
+            for said, low, high in bounds:
+                if not low <= number <= high:
+                    raise ValueError(f"{place} must be {said}, got {number}; it says: {self.help}")
 
 
 @dataclass(frozen=True)
@@ -130,21 +166,65 @@ def parameters_of(notebook: Path) -> dict[str, Parameter]:
     if not notebook.is_file():
         raise ValueError(f"there is no notebook {notebook}")
     try:
-        inspected = papermill.inspect_notebook(notebook)
+        cells = nbformat.read(notebook, as_version=4).cells
+        source = next((cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])), "")
     # Any JSON passes for a notebook there, until something is not found in it.
     except (nbformat.ValidationError, ValueError, AttributeError, TypeError, LookupError, RecursionError) as error:
         raise ValueError(f"{notebook} is not a notebook") from error
+    source = re.sub(r"(?m)^[%!].*$", "", source)  # IPython's own lines
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError as error:
+        raise ValueError(f"the parameters of {notebook.name} are not plain Python: {error}") from error
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
     parameters = {}
-    for name, about in inspected.items():
+    for statement in statements:
+        match statement:
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value, annotation=annotation):
+                kind = _kind(annotation)
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                kind = None
+            case _:
+                continue
         try:
-            default = ast.literal_eval(about["default"])
-        except (ValueError, SyntaxError) as error:
+            default = ast.literal_eval(value)
+        except ValueError as error:
             raise ValueError(
-                f"{name} of {notebook.name} must have a plain literal as its default, got {about['default']}"
+                f"{name} of {notebook.name} must have a plain literal as its default, got {ast.unparse(value)}"
             ) from error
-        kind = _TYPES.get(about["inferred_type_name"], type(default))
-        parameters[name] = Parameter(name, kind, default, about["help"])
+        if default is None:
+            kind = kind | None if kind else object
+        parameters[name] = Parameter(name, kind or type(default), default, comments.get(statement.end_lineno, ""))
     return parameters
+
+
+def _kind(annotation: ast.expr) -> type | UnionType | None:
+    """The type that an annotation names; None if it is not among those that are known."""
+    match annotation:
+        case ast.Name(id=name) | ast.Constant(value=str(name)):
+            return _TYPES.get(name)
+        case ast.Constant(value=None):
+            return NoneType
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            kinds = _kind(left), _kind(right)
+            return kinds[0] | kinds[1] if all(kinds) else None
+        case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
+            return kind | None if (kind := _kind(inner)) else None
+        case ast.Subscript(value=outer):  # list[float]
+            return _kind(outer)
+    return None
+
+
+def _numbers(value: object) -> Iterator[float]:
+    """A number, or all those in a list or mapping."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from _numbers(part)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
 
 
 def known_parameters(notebook: Path, names: Iterable[str]) -> dict[str, Parameter]:
@@ -207,6 +287,13 @@ def run_notebook(
     return _run(notebook, folder, values, parameters or {}, time_limit)
 
 
+class _OwnPython(AsyncKernelManager):
+    """Starts the Python that runs here: `python3` may be another one's name in JUPYTER_PATH or the user's folder."""
+
+    def _kernel_spec_manager_default(self) -> KernelSpecManager:
+        return KernelSpecManager(kernel_dirs=[])
+
+
 def _run(notebook: Path, folder: Path, values: Mapping[str, object], given: Iterable[str], time_limit: float) -> Run:
     """Run a notebook whose parameters are complete and checked; only those that are given replace its own."""
     seeds = {name: value for name, value in values.items() if "seed" in name}
@@ -218,13 +305,16 @@ def _run(notebook: Path, folder: Path, values: Mapping[str, object], given: Iter
     # For the notebook's kernel, which inherits them. Two torch threads on two busy cores are slower than one.
     os.environ["VILAMP_HEADLESS"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it takes `x: str | None` for no parameter, and warns
     start, metrics, failure = time.monotonic(), {}, None
     try:
         finished = papermill.execute_notebook(
-            notebook.resolve(),
-            executed,
+            *(str(path).replace("{", "{{").replace("}", "}}") for path in (notebook.resolve(), executed)),  # no fields
             parameters={name: values[name] for name in given},
-            kernel_name="python3",
+            # Whatever the notebook names, or if it names none.
+            kernel_name=NATIVE_KERNEL_NAME,
+            language="python",
+            kernel_manager_class=_OwnPython,
             # papermill's own `cwd` would move the whole process, which other threads share.
             resources={"metadata": {"path": str(notebook.resolve().parent)}},
             # nbclient's limit is for each cell: it gets what is left of the notebook's.

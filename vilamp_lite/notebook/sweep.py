@@ -17,9 +17,12 @@ another cell. The package's code and the files that a notebook reads are not loo
 change.
 """
 
+import asyncio
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -28,16 +31,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-import yaml
-from dask.distributed import Client, LocalCluster, as_completed
+from dask.distributed import Client, LocalCluster, Security, as_completed
 from dask.system import CPU_COUNT
+from distributed.core import rpc
 from pydantic import BaseModel, Field
 
 from vilamp_lite.common.checks import finite_number
 from vilamp_lite.common.files import alone_in, written_whole
 from vilamp_lite.common.fingerprints import code_checksum
 from vilamp_lite.common.names import names_of_today
-from vilamp_lite.common.outside import Text, checked
+from vilamp_lite.common.outside import Text, checked, read_yaml
 from vilamp_lite.common.progress import progress_bar
 from vilamp_lite.notebook.reproduce import (
     RESULT,
@@ -53,7 +56,8 @@ from vilamp_lite.notebook.reproduce import (
 _FIELDS = "a sweep has notebook, parameters (lists of values), metric and, if you like, fixed and figure"
 _FIGURES = ({"x"}, {"x", "hue"}, {"x", "y"})
 _TABLE, _FIGURE = "table.csv", "figure.png"
-_CONNECT = "20s"  # to a scheduler that should be there already
+_MOST_CELLS = 100_000
+_PATIENCE = 10.0  # seconds, for a scheduler and its workers, which should be there already
 
 
 @dataclass(frozen=True)
@@ -114,25 +118,17 @@ class _File(BaseModel, extra="forbid"):
     figure: dict[Literal["x", "y", "hue"], str] = {}
 
 
-class _EachNameOnce(yaml.SafeLoader):
-    """Refuses a name that stands twice in a mapping; of two values YAML would take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := [name for n, name in enumerate(names) if name in names[:n]]:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} stands there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def load_sweep(file: Path) -> Sweep:
     """Read a sweep from a YAML file."""
     if not file.is_file():
         raise ValueError(f"there is no sweep {file}")
     try:
-        content = names_of_today(yaml.load(file.read_text(), _EachNameOnce))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        content = names_of_today(read_yaml(file.read_text(encoding="utf-8"), str(file)))
+    except (UnicodeDecodeError, RecursionError) as error:  # the latter of a list that holds itself
         raise ValueError(f"{file} is not YAML: {error}") from error
     fields = checked(_File, content, str(file), remedy=_FIELDS)
+    if (cells := math.prod(map(len, fields.parameters.values()))) > _MOST_CELLS:
+        raise ValueError(f"{file} has a grid of {cells:,} cells, and {_MOST_CELLS:,} are the most: name fewer values")
     name = fields.notebook
     notebook = find_notebook(f"{name:02}" if isinstance(name, int) else name, file.parent)  # YAML reads 02 as a number
     known = known_parameters(notebook, [*fields.parameters, *fields.fixed])
@@ -151,12 +147,10 @@ def load_sweep(file: Path) -> Sweep:
 
 def _values(file: Path, parameter: Parameter, values: list[object]) -> list[object]:
     """Check one parameter's values."""
-    if parameter.type is float and (words := [value for value in values if isinstance(value, str)]):
-        raise ValueError(
-            f"{file}: {parameter.name} must be float; YAML takes {words[0]} for a word: write 1.0e-3, not 1e-3"
-        )
     taken = [parameter.check(value, str(file)) for value in values]
-    if any(value in taken[:n] for n, value in enumerate(taken)):
+    # 1 and 1.0 are one value; lists and mappings are told apart by what they are written as.
+    told = {json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else value for value in taken}
+    if len(told) < len(taken):
         raise ValueError(f"{file}: {parameter.name} of the grid has a value twice: {values}")
     return taken
 
@@ -182,10 +176,11 @@ def run_sweep(
 
     Raises:
         ValueError: another process works in `out`, a table or figure there is no sweep's, a cell does not record the
-            metric, or the time limit is not above 0.
-        OSError: there is no scheduler at that address.
+            metric, the time limit is not above 0, or no scheduler with a worker answers at that address.
     """
     finite_number("the time limit", time_limit, above=0)
+    if scheduler is not None and not scheduler.strip():
+        raise ValueError("the scheduler's address is empty: leave it out to run on this machine")
     out, cells = out.resolve(), sweep.cells()
     _require_own(sweep, out)
     with alone_in(out, "sweep"):
@@ -245,7 +240,8 @@ def _run(
 def _client(workers: int, scheduler: str | None) -> Iterator[Client]:
     """Connect to the user's cluster, or to one of processes here that ends with this one."""
     if scheduler:
-        with Client(scheduler, timeout=_CONNECT) as client:
+        _require_workers(scheduler)
+        with Client(scheduler, timeout=_PATIENCE) as client:
             yield client
     else:
         with (
@@ -253,6 +249,34 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Client]:
             Client(cluster) as client,
         ):
             yield client
+
+
+def _require_workers(scheduler: str) -> None:
+    """Refuse an address at which no scheduler answers, or one without workers: a client would wait without end."""
+    answered = False
+
+    async def found() -> None:
+        nonlocal answered
+        security = Security().get_connection_args("client")
+        async with rpc(scheduler, timeout=_PATIENCE, connection_args=security) as asked:
+            while not (await asked.identity())["workers"]:
+                answered = True
+                await asyncio.sleep(0.2)
+
+    try:
+        with ThreadPoolExecutor(1) as thread:  # there may be a loop in this one, as in a notebook
+            thread.submit(asyncio.run, asyncio.wait_for(found(), _PATIENCE)).result()
+    except Exception as error:  # of any kind: something else than a scheduler may say anything
+        if answered:
+            raise ValueError(
+                f"the scheduler at {scheduler} has no workers, after {_PATIENCE:.0f} s of waiting for workers: start "
+                f"some with `dask worker {scheduler}`, then run this again"
+            ) from error
+        raise ValueError(
+            f"no Dask scheduler answers at {scheduler} within {_PATIENCE:.0f} s"
+            + (f" ({error})" if str(error) else "")
+            + ": check address and port"
+        ) from error
 
 
 def _run_cell(notebook: Path, folder: Path, parameters: dict[str, object], time_limit: float) -> str | None:
