@@ -230,6 +230,25 @@ def test_recordings_joined_with_an_overlap_are_refused_by_probe(tmp_path, overla
         probe(joined)
 
 
+@pytest.mark.parametrize(("first", "second"), [("mpeg2video", "h264"), ("h264", "mpeg2video"), ("h264", "hevc")])
+def test_recordings_joined_with_another_codec_are_called_so(tmp_path, first, second):
+    encoders = {"h264": "libx264", "hevc": "libx265", "mpeg2video": "mpeg2video"}
+    quiet = {"x265-params": "log-level=none"}
+    parts = [
+        write_video(
+            tmp_path / f"{start}.ts",
+            rate=25,
+            codec=encoders[codec],
+            codec_options=quiet if codec == "hevc" else {},
+            container_options={"output_ts_offset": str(start)},
+        )
+        for start, codec in ((0, first), (2.4, second))
+    ]
+    (joined := tmp_path / "joined.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
+    with pytest.raises(VideoError, match=f"its codec changes from {first} to {second} before 4.00 s"):
+        list(stream_frames(joined))
+
+
 # --- Encryption --------------------------------------------------------------------------------------------------
 
 KEY = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "0" * 31 + "1", "encryption_kid": "0" * 31 + "2"}

@@ -15,7 +15,15 @@ import numpy as np
 from vilamp_lite.video.claims import verdict
 from vilamp_lite.video.display import MAX_PIXELS, Size, Stored, between_bars, display_matrix, displayed_size, upright
 from vilamp_lite.video.gif import is_whole_gif_picture
-from vilamp_lite.video.opening import ENCRYPTED, TOO_LARGE, Opened, open_video, warn_of_other_streams, why_not_decoded
+from vilamp_lite.video.opening import (
+    ENCRYPTED,
+    TOO_LARGE,
+    Opened,
+    codec_from,
+    open_video,
+    warn_of_other_streams,
+    why_not_decoded,
+)
 from vilamp_lite.video.timeline import (
     Plan,
     Scan,
@@ -39,6 +47,7 @@ class Damage:
     """Counts what decoding had to leave out, or to fit in."""
 
     packets: int = 0
+    place: int | None = None  # byte where the first of them begins
     stand_ins: int = 0
     other_size: tuple[int, Size] | None = None  # time and size of the first picture that has another than the first's
 
@@ -109,6 +118,8 @@ def intact_frames(
             if packet and packet.has_sidedata("encryption_info"):
                 raise VideoError(f"{path}: {ENCRYPTED}") from error
             damage.packets += 1
+            if damage.place is None and packet:
+                damage.place = packet.pos
             spoilt_at = tick(packet) if packet else latest
             continue
         for frame in frames:
@@ -169,7 +180,7 @@ class PyAVFile:
                     before, frame = frame, next(frames, None)
                 chosen = frame
                 if frame is None or frame.pts != ticks[position]:
-                    chosen = _stand_in(timeline, target, plan.reach, before, frame)
+                    chosen = _stand_in(timeline, damage, target, plan.reach, before, frame)
                     damage.stand_ins += 1
                 if chosen is not converted:
                     converted, picture = chosen, _shown(chosen, stream, timeline, damage)
@@ -214,15 +225,24 @@ def _shown(frame: av.VideoFrame, stream: av.VideoStream, timeline: Timeline, dam
     return between_bars(picture, size, (timeline.info.height, timeline.info.width))
 
 
-def _stand_in(timeline: Timeline, target: float, reach: float, *around: av.VideoFrame | None) -> av.VideoFrame:
+def _stand_in(
+    timeline: Timeline, damage: Damage, target: float, reach: float, *around: av.VideoFrame | None
+) -> av.VideoFrame:
     """Choose the nearest intact frame for a sample whose own frame is lost."""
     nearest = min(
         (frame for frame in around if frame is not None), key=lambda frame: abs(frame.pts - target), default=None
     )
     if nearest is None or abs(nearest.pts - target) > reach:
-        at = timeline.seconds(target)
+        info, at = timeline.info, timeline.seconds(target)
+        is_joined = timeline.container == "mpegts" and damage.place is not None
+        codec = codec_from(info.path, damage.place) if is_joined else None
+        if codec not in (None, info.codec):
+            raise VideoError(
+                f"{info.path}: its codec changes from {info.codec} to {codec} before {at:.2f} s (recordings joined); "
+                "re-encode it with ffmpeg"
+            )
         raise VideoError(
-            f"{timeline.info.path}: is damaged: no intact frame near {at:.2f} s of {timeline.info.duration:.2f} s; "
+            f"{info.path}: is damaged: no intact frame near {at:.2f} s of {info.duration:.2f} s; "
             "copy or download it again, or let ffmpeg paint over the damage by re-encoding it"
         )
     return nearest

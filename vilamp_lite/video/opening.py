@@ -14,14 +14,14 @@ from vilamp_lite.video.timeline import VideoError
 
 # FFmpeg's names of the containers that hold their pictures, or their sound, themselves. It opens no other kind: a
 # playlist (HLS, DASH, ffconcat, SDP) would make it read other files and addresses, a pattern (img%03d.png) other files.
-_CONTAINERS = """
-mov matroska avi flv live_flv kux asf asf_o mpegts mpeg mpegvideo ogg nut mxf gxf rm dv swf wtv ivf yuv4mpegpipe
-h261 h263 h264 hevc vvc evc m4v obu av1 dirac dnxhd cavsvideo avs2 avs3 vc1 vc1test apv mjpeg mjpeg_2000 smjpeg amv
-nsv nuv pva ty roq flic film_cpk smk bink idcin gif apng jpegxl_anim
-bmp_pipe dds_pipe dpx_pipe exr_pipe gif_pipe hdr_pipe j2k_pipe jpeg_pipe jpegls_pipe jpegxl_pipe jpegxs_pipe
-pam_pipe pbm_pipe pcx_pipe pfm_pipe pgm_pipe pgmyuv_pipe phm_pipe png_pipe ppm_pipe psd_pipe qoi_pipe sgi_pipe
-sunrast_pipe tiff_pipe webp_pipe xbm_pipe xpm_pipe xwd_pipe aac ac3 aiff amr caf dts eac3 flac mp3 w64 wav wv
-"""
+_CONTAINERS = (
+    "mov,matroska,avi,flv,live_flv,kux,asf,asf_o,mpegts,mpeg,mpegvideo,ogg,nut,mxf,gxf,rm,dv,swf,wtv,ivf,"
+    "yuv4mpegpipe,h261,h263,h264,hevc,vvc,evc,m4v,obu,av1,dirac,dnxhd,cavsvideo,avs2,avs3,vc1,vc1test,apv,mjpeg,"
+    "mjpeg_2000,smjpeg,amv,nsv,nuv,pva,ty,roq,flic,film_cpk,smk,bink,idcin,gif,apng,jpegxl_anim,bmp_pipe,dds_pipe,"
+    "dpx_pipe,exr_pipe,gif_pipe,hdr_pipe,j2k_pipe,jpeg_pipe,jpegls_pipe,jpegxl_pipe,jpegxs_pipe,pam_pipe,pbm_pipe,"
+    "pcx_pipe,pfm_pipe,pgm_pipe,pgmyuv_pipe,phm_pipe,png_pipe,ppm_pipe,psd_pipe,qoi_pipe,sgi_pipe,sunrast_pipe,"
+    "tiff_pipe,webp_pipe,xbm_pipe,xpm_pipe,xwd_pipe,aac,ac3,aiff,amr,caf,dts,eac3,flac,mp3,w64,wav,wv"
+)
 _PLAYLISTS = {
     "HLS": rb"#EXTM3U",
     "ffconcat": rb"ffconcat version",
@@ -86,6 +86,16 @@ def why_not_decoded(path: Path) -> str:
     return "none of its frames can be decoded; the file is damaged"
 
 
+def codec_from(path: Path, place: int) -> str | None:
+    """Name the codec of the video in an MPEG-TS file from a byte on; None where that can't be told."""
+    options = {"protocol_whitelist": "subfile,file"} | _LIMIT
+    with suppress(av.error.FFmpegError, OSError):
+        rest = av.open(f"subfile,,start,{place},end,0,,:{path.absolute()}", format="mpegts", options=options)
+        with rest:
+            return next((video.codec.canonical_name for video in rest.streams.video if video.codec_context), None)
+    return None
+
+
 def warn_of_other_streams(path: Path, container: av.container.InputContainer, shown: av.VideoStream) -> None:
     """Say which of several videos in a file is read."""
     if (count := len(films(container, shown))) > 1:
@@ -114,7 +124,7 @@ def _pictures(container: av.container.InputContainer) -> list[av.VideoStream]:
 
 def _opened(path: Path) -> av.container.InputContainer:
     """Open an absolute path, of whose name FFmpeg takes no part for a protocol or a pattern of names."""
-    options = {"format_whitelist": ",".join(_CONTAINERS.split()), "protocol_whitelist": "file,fd"} | _LIMIT
+    options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file,fd"} | _LIMIT
     if not set("%*?{") & set(str(path)):
         return av.open(path, metadata_errors="replace", options=options)
     with path.open("rb", buffering=0) as file:  # FFmpeg keeps a handle of its own

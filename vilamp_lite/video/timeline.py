@@ -184,7 +184,7 @@ def scan_packets(
 ) -> Iterator[av.Packet]:
     """Note what all packets say, and hand on those of the video."""
     latest = newest = None
-    second = 1 / stream.time_base
+    second = float(1 / stream.time_base)  # to compare each packet with a fraction would take as long as all the rest
     scan.listed = len(stream.index_entries)
     is_exact = container.format.name in _EXACT
     ends: dict[int, int] = {}  # of each stream, in its own time base: a fraction for each packet would double the time
@@ -203,7 +203,8 @@ def scan_packets(
             continue
         end = shown + (packet.duration or 0)
         index = packet.stream_index
-        ends[index] = max(ends.get(index, end), end)
+        if index not in ends or end > ends[index]:
+            ends[index] = end
         if index != stream.index:
             continue
         if packet.is_discard:
@@ -212,12 +213,13 @@ def scan_packets(
         if latest is not None and packet.dts is not None and latest - packet.dts > second:
             raise _runs_backwards(path, latest * stream.time_base, packet.dts * stream.time_base)
         latest = packet.dts
-        # No frame is shown before a keyframe's forerunners: its decoder would hand the frames out in the wrong order.
-        if newest is not None and shown < newest and packet.is_keyframe:
+        if newest is None or shown > newest:
+            newest = shown
+        elif shown < newest and packet.is_keyframe:  # its decoder would hand the frames out in the wrong order
             raise _runs_backwards(path, newest * stream.time_base, shown * stream.time_base)
-        newest = shown if newest is None else max(newest, shown)
         scan.ticks.append(shown)
-        scan.end = end if scan.end is None else max(scan.end, end)
+        if scan.end is None or end > scan.end:
+            scan.end = end
         if scan.torn and scan.torn[-1][0] >= scan.packets - _MARKED_EARLY and packet.is_keyframe:
             scan.torn[-1] = scan.torn[-1][0], True
         if packet.is_corrupt:
@@ -297,6 +299,8 @@ def warn_of_gaps(timeline: Timeline) -> None:
 
 def _gaps(timeline: Timeline) -> np.ndarray:
     """Positions of the frames that are followed by none for very long."""
+    if timeline.info.duration <= _LONGEST_STILL:
+        return np.empty(0, np.int64)
     return np.flatnonzero(np.diff(timeline.ticks, append=timeline.end) > float(_LONGEST_STILL / timeline.time_base))
 
 
@@ -305,29 +309,35 @@ def plan_samples(timeline: Timeline, fps: Fraction, max_frames: int | None) -> P
     first = int(timeline.ticks[0])
     length = timeline.end - first
     step = 1 / (fps * timeline.time_base)
-    start, stop = _runs(timeline, float(step), math.ceil(length / step))
-    skipped = start - np.cumsum(stop - start) + (stop - start)
-    count = int((stop - start).sum())
+    before, skipped, count = _outside_gaps(timeline, float(step), math.ceil(length / step))
     if max_frames is None or count <= max_frames:
         samples = np.arange(count)
     else:
         samples = np.round(np.linspace(0, count - 1, max_frames)).astype(np.int64)
-    samples += skipped[np.searchsorted(start - skipped, samples, side="right") - 1]
+    samples += skipped[np.searchsorted(before, samples, side="right") - 1]
     targets = first + samples * float(min(step, length))
     return Plan(targets, _nearest(timeline.ticks, targets), float(max(step, 1 / timeline.time_base)))
 
 
-def _runs(timeline: Timeline, step: float, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Runs of samples to take, from `start` to before `stop`: all of them, but for those far inside a gap."""
-    gaps, ticks = _gaps(timeline), timeline.ticks - timeline.ticks[0]
-    before, after = ticks[gaps], np.append(ticks, timeline.end)[gaps + 1]
+def _outside_gaps(timeline: Timeline, step: float, count: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Leave out the samples that lie far inside a gap.
+
+    Returns:
+        Of each run of samples that stay, how many stay before it; how many are left out before it; how many stay.
+    """
+    gaps = _gaps(timeline)
+    if not len(gaps):
+        return np.zeros(1, np.int64), np.zeros(1, np.int64), count
+    edges = np.append(timeline.ticks, timeline.end) - timeline.ticks[0]
     # The sample nearest to the frame on either side of a gap belongs to that frame.
-    stop = np.append(np.floor(before / step + 0.5) + 1, count).astype(np.int64)
-    start = np.append(0, np.ceil(after / step - 0.5)).astype(np.int64)
-    if len(gaps) and gaps[-1] == len(ticks) - 1:  # the last frame is held: nothing comes after
+    stop = np.append(np.floor(edges[gaps] / step + 0.5) + 1, count).astype(np.int64)
+    start = np.append(0, np.ceil(edges[gaps + 1] / step - 0.5)).astype(np.int64)
+    if gaps[-1] == len(timeline.ticks) - 1:  # the last frame is held: nothing comes after
         start, stop = start[:-1], stop[:-1]
     start = np.maximum(start, np.append(0, stop[:-1]))
-    return start, np.maximum(start, stop)
+    stays = np.maximum(stop - start, 0)
+    before = np.cumsum(stays) - stays
+    return before, start - before, int(stays.sum())
 
 
 def _nearest(ticks: np.ndarray, targets: np.ndarray) -> np.ndarray:
