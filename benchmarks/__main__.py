@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks import end_to_end, keyframes, merging, questions, render, video
+from benchmarks import end_to_end, gpu, keyframes, merging, questions, render, video
 from benchmarks.measure import RESULTS, columns
 
 INTRODUCTION = """# Benchmarks
@@ -43,7 +43,7 @@ def main() -> None:
         BENCHMARKS[name].main()
     files = [RESULTS / f"{name}.json" for name in BENCHMARKS]
     results = [json.loads(file.read_text()) for file in files if file.is_file()]
-    Path(RESULTS.parent / "RESULTS.md").write_text("\n".join([INTRODUCTION, *map(markdown, results)]))
+    Path(RESULTS.parent / "RESULTS.md").write_text("\n".join([INTRODUCTION, *map(markdown, results), gpu.section()]))
 
 
 if __name__ == "__main__":

@@ -24,13 +24,15 @@ import torch
 from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 
-from benchmarks.measure import RESULTS
 from vilamp_lite.common.files import write_json
 from vilamp_lite.common.fingerprints import code_fingerprint
 from vilamp_lite.common.stamp import ROOT, make_stamp
 from vilamp_lite.configuration import QWEN2_7B, ViLaMPConfig
 from vilamp_lite.costs.peers import PEER_MODELS
-from vilamp_lite.evaluation.results import result_of
+from vilamp_lite.costs.shapes import QWEN2_7B as LANGUAGE
+from vilamp_lite.costs.shapes import Workload
+from vilamp_lite.costs.vilamp import vilamp_costs
+from vilamp_lite.evaluation.results import RESULTS, result_of
 from vilamp_lite.generation import answer, without_cudnn_attention
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
@@ -327,6 +329,76 @@ PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
 }
 
 
+# --- What was measured, in words -------------------------------------------------------------------------------------
+
+
+def section(folder: Path = RESULTS / "gpu") -> str:
+    """What stands in RESULTS.md: the parts that were run, each beside what the machine itself can do."""
+    parts = {name: json.loads((folder / f"{name}.json").read_text()) for name in PARTS if _is_run(folder, name)}
+    if not parts.keys() >= {"machine", "10000"}:
+        return "## On a GPU\n\nNot run.\n"
+    stamp, rows = parts["10000"]["stamp"], parts["10000"]["rows"]
+    product, copy = parts["machine"]["rows"]
+    median = next(row for row in rows if "median" in row["what"])
+    workload = Workload(median["frames"], prompt_tokens=PROMPT_TOKENS, answer_tokens=median["tokens"])
+    *_, prefill, _ = vilamp_costs(ViLaMPConfig.released(), workload).stages
+    speed = prefill.flops() / median["prefill_seconds"] / 1e12
+    read = LANGUAGE.body.weights + LANGUAGE.vocabulary * LANGUAGE.body.width  # the embedding is looked up, not read
+    rate = (2 * read + prefill.cache) / median["token_seconds"] / 1e9
+    lines = [
+        "## On a GPU",
+        f"{stamp['gpus'][0]}, torch {stamp['versions']['torch']}; full size, random weights, bfloat16, warm, median of "
+        "three runs. *Of the machine* compares with its own product of matrices "
+        f"({product['tflops']:.0f} TFLOP/s) and copy ({copy['gb_per_second']:,.0f} GB/s), measured in the same run.",
+        "| what | measured | to reach | of the machine |\n| --- | ---: | ---: | ---: |\n"
+        f"| {median['frames']:,} frames, from file to answer | {median['seconds']:.1f} s | 40 s | |\n"
+        f"| prefill of {median['visual_tokens'] + PROMPT_TOKENS:,} tokens | {median['prefill_seconds']:.2f} s | 1.2 s "
+        f"| {speed / product['tflops']:.0%} of its products |\n"
+        f"| a token of the answer | {1000 * median['token_seconds']:.0f} ms | 30 ms "
+        f"| {rate / copy['gb_per_second']:.0%} of its bandwidth |\n"
+        f"| peak memory | {median['peak_memory'] / 1e9:.1f} GB | 22 GB | |",
+    ]
+    if "language" in parts:
+        table = [
+            "| kernels | tokens at once | first prompt | a further one | peak |",
+            "| --- | ---: | ---: | ---: | ---: |",
+        ]
+        table += [
+            f"| {row['kernels']} | {row['chunk']:,} | {row['first_seconds']:.2f} s | {row['seconds']:.2f} s "
+            f"| {row['peak_memory'] / 1e9:.1f} GB |"
+            for row in parts["language"]["rows"]
+            if row["what"] == "prefill"
+        ]
+        lines += [
+            "A prompt in pieces. cuDNN plans anew for every length, so its first prompt is slow:",
+            "\n".join(table),
+        ]
+    if "store" in parts:
+        seconds = {row["what"]: row for row in parts["store"]["rows"]}
+        first, second = seconds["first question"], seconds["second question"]
+        lines.append(
+            f"A store of {first['frames']:,} frames ({seconds['size']['bytes'] / 1e9:.1f} GB): encoding "
+            f"{seconds['encode into the store']['seconds']:.0f} s, the first question {first['seconds']:.1f} s, a "
+            f"further one {second['seconds']:.1f} s."
+        )
+    if "peer" in parts:
+        table = ["| frames | tokens | time to the first token | peak |", "| ---: | ---: | ---: | ---: |"]
+        table += [
+            f"| {row['frames']:,} | {row['tokens']:,} | {row['seconds']:.1f} s | {row['peak_memory'] / 1e9:.1f} GB |"
+            for row in parts["peer"]["rows"]
+            if "seconds" in row
+        ]
+        lines += ["The same language model with 169 tokens for every frame, without reading a file:", "\n".join(table)]
+    missing = [name for name in PARTS if name not in parts]
+    lines += [f"Not run: {', '.join(missing)}."] if missing else []
+    return "\n\n".join(lines) + "\n"
+
+
+def _is_run(folder: Path, name: str) -> bool:
+    file = folder / f"{name}.json"
+    return file.is_file() and "error" not in json.loads(file.read_text())
+
+
 def main() -> int:
     """Run the parts that are not there yet."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
@@ -346,10 +418,10 @@ def main() -> int:
     failed = False
     for name in options.parts or PARTS:
         file = options.out / f"{name}.json"
-        if file.is_file() and json.loads(file.read_text())["settings"] == settings:
+        if file.is_file() and json.loads(file.read_text())["parameters"] == settings:
             print(f"{name}: is in {file}", flush=True)
             continue
-        part: Row = {"part": name, "settings": settings, "rows": [], "stamp": make_stamp(seed=0)}
+        part: Row = {"study": f"gpu {name}", "parameters": settings, "rows": [], "stamp": make_stamp(seed=0)}
         start = time.perf_counter()
         try:
             for row in PARTS[name](bench):

@@ -43,6 +43,7 @@ def main(folder: Path = RESULTS.parent) -> int:
         drawn["trainings"] = plots.differences_figure(
             compared, "accuracy: the right reference minus the slip; with minus without"
         )
+        drawn["gpu"] = plots.measured_on_gpu(*(load_result(f"gpu/{part}") for part in ("peer", "1000", "10000")))
         drawn["architecture"] = plots.architecture(ViLaMPConfig.paper())
         for name, figure in drawn.items():
             with written_whole(folder / f"{name}.png") as waiting:

@@ -132,7 +132,7 @@ def test_every_recorded_study_has_a_committed_figure(
 ) -> None:
     assert figures.main(tmp_path) == 0
     drawn = {path.name for path in tmp_path.glob("*.png")}
-    assert drawn == {f"{name}.png" for name in (*figures.DRAWN, "trainings", "architecture")}
+    assert drawn == {f"{name}.png" for name in (*figures.DRAWN, "trainings", "architecture", "gpu")}
     assert drawn <= {path.name for path in RESULTS.parent.glob("*.png")}
     studies = {*figures.DRAWN, *figures.TRAININGS.values(), "seeds", "seeds_10000", "retrained"}
     assert studies == {TRAINING, "streaming_h100", *RECORDED}

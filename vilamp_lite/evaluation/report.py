@@ -169,7 +169,7 @@ def _accuracy(row: Row) -> float:
 _RUNS = (
     *(("streaming", frames, "miniature, CPU, 1 thread") for frames in (1_000, 2_000, 5_000, 10_000)),
     ("streaming_100000", 100_000, "miniature, CPU, 1 thread"),
-    ("streaming_h100", 10_000, "full size with random weights, H100"),
+    ("gpu/10000", 10_000, "full size with random weights, H100"),
     ("streaming_a100", 10_000, "authors' checkpoint, A100"),
 )
 
@@ -180,7 +180,7 @@ def results_table(folder: Path = RESULTS) -> list[list[str]]:
     for name, frames, about in _RUNS:
         study = load_result(name, folder) if (folder / f"{name}.json").is_file() else {"rows": []}
         measured = ["not run", "", "", ""]
-        for row in matching(study["rows"], frames=frames):
+        for row in matching((row for row in study["rows"] if "stages" in row), frames=frames):
             above = (row["peak_memory"] - row["memory_before"]) / 1e6
             needle = f"{'found' if row['needle_keyframes'] else 'missed'}, {row['answer']!r}"
             if "random weights" in about:

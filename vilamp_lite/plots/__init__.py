@@ -3,8 +3,8 @@
 import lazy_loader
 
 _NAMES = {
-    "costs": "flops_by_frames full_size_memory_figure growth_by_frames memory_by_frames memory_trace stage_budget "
-    "stage_memory",
+    "costs": "flops_by_frames full_size_memory_figure growth_by_frames measured_on_gpu memory_by_frames memory_trace "
+    "stage_budget stage_memory",
     "selection": "contact_sheet film_strip frame_similarity keyframe_sweep refused_twins relevance_curve score_bars "
     "similarity_histogram walk_on_circle",
     "sequences": "architecture context_use mixed_precision patch_maps reference_timeline sharpness token_budget",

@@ -85,6 +85,33 @@ def full_size_memory_figure(study: Study) -> Figure:
     return memory_trace(trace, row["memory_before"], held, GPUS["h100-80gb"].memory)
 
 
+def measured_on_gpu(peer: Study, *own: Study) -> Figure:
+    """Fig. 1 measured: peak memory and time to the first token by frames, of full-size models with random weights.
+
+    Args:
+        peer: of `benchmarks.gpu`: the same language model with 169 tokens for every frame.
+        own: parts of it that answer about files of some lengths.
+    """
+    medians = [next(row for row in study["rows"] if "median" in row["what"]) for study in own]
+    ours = [row | {"seconds": row["encoding_seconds"] + row["prefill_seconds"]} for row in medians]
+    theirs = [row for row in peer["rows"] if "seconds" in row]
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    for axis, (column, unit, label) in zip(
+        axes, (("peak_memory", 1e9, "peak memory (GB)"), ("seconds", 1, "time to the first token (s)")), strict=True
+    ):
+        for rows, name, colour in ((theirs, "169 tokens a frame", ORANGE), (ours, "ViLaMP", BLUE)):
+            values = [row[column] / unit for row in rows]
+            axis.plot([row["frames"] for row in rows], values, "o-", color=colour, label=name)
+        axis.set(xscale="log", yscale="log", xlabel="frames in the video, N", ylabel=label)
+    axes[0].axhline(GPUS["h100-80gb"].memory / 1e9, color="black", linestyle=":", label="all that an H100 has")
+    for axis, ticks in zip(axes, ((20, 40, 80), (0.5, 1, 2, 5, 10, 20)), strict=True):
+        axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.set_xticks([100, 1_000, 10_000], ["100", "1,000", "10,000"])
+        axis.minorticks_off()
+    axes[0].legend(fontsize=9)
+    return figure
+
+
 def stage_budget(stages: Sequence[Mapping[str, Any]]) -> Figure:
     """Show how long each stage of one run took; rows with stage, seconds and share, in order."""
     figure, axis = plt.subplots(figsize=(9, 0.6 + 0.38 * len(stages)), layout="constrained")
