@@ -182,9 +182,10 @@ def results_table(folder: Path = RESULTS) -> list[list[str]]:
         measured = ["not run", "", "", ""]
         for row in matching((row for row in study["rows"] if "stages" in row), frames=frames):
             above = (row["peak_memory"] - row["memory_before"]) / 1e6
-            needle = f"{'found' if row['needle_keyframes'] else 'missed'}, {row['answer']!r}"
             if "random weights" in about:
                 needle = "no meaning"
+            else:
+                needle = f"{'found' if row['needle_keyframes'] else 'missed'}, {row['answer']!r}"
             measured = [f"{row['seconds']:.0f} s", f"{above:,.0f} MB", needle, short_commit(study["stamp"])]
         table.append([f"{frames:,}", about, *measured])
     return table
