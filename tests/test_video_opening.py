@@ -212,6 +212,20 @@ def test_a_clock_that_jumps_makes_no_samples(tmp_path, name, gap, since, expecte
     assert dense.num_frames == 3
 
 
+def test_a_jump_beside_a_lost_cluster_makes_no_lost_frames(tmp_path):
+    ticks = [100 * number + (1000 * 450 * HOUR if number >= 30 else 0) for number in range(60)]
+    path = write_video(
+        tmp_path / "a.mkv", ticks=ticks, time_base=Fraction(1, 1000), container_options={"cluster_time_limit": "500"}
+    )
+    data = path.read_bytes()
+    clusters = [match.start() for match in re.finditer(b"\x1f\x43\xb6\x75", data)]
+    assert len(clusters) > 5
+    for cluster in clusters[1:-1]:
+        path.write_bytes(data[:cluster] + b"\x1e" + data[cluster + 1 :])
+        with warnings.catch_warnings(action="ignore"):
+            assert SampledVideo(path).num_frames <= 10
+
+
 def test_a_picture_that_stands_for_an_hour_is_sampled_all_the_while(tmp_path):
     path = write_video(tmp_path / "a.mkv", count=3, ticks=[0, HOUR, HOUR + 1], time_base=Fraction(1))
     numbers, words = shown_with_words(path)

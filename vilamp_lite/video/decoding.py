@@ -75,7 +75,7 @@ def read_timeline(path: Path) -> Timeline:
         end = scan.end if scan.end > ticks[-1] else int(ticks[-1]) + usual_step(ticks, stream)
         if claims.end is not None:
             end = max(end, int(claims.end / stream.time_base))
-        if len(lost := lost_frames(ticks, scan.ticks, claims.holes)):
+        if len(lost := lost_frames(ticks, scan.ticks, claims.holes, stream.time_base)):
             at = float((lost[0] - ticks[0]) * stream.time_base)
             warnings.warn(f"{path}: is damaged: {len(lost)} frames are missing, the first at {at:.2f} s", stacklevel=4)
             ticks = np.union1d(ticks, lost)

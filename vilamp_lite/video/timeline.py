@@ -19,6 +19,10 @@ _HEADERS = 64  # bytes at most between the data of two packets where nothing but
 _MARKED_EARLY = 3  # packets from the one that FFmpeg marks as incomplete to the one behind the break
 _REORDERED = 16  # frames at most that come before one in the file and after it in time
 
+# Nothing is sampled where a picture stands for longer than this: a clock that jumps (a live stream's first frame at 0,
+# the others at the time of day) would otherwise make millions of samples of a few frames.
+_LONGEST_STILL = 7200  # seconds
+
 
 class VideoError(ValueError):
     """A video file that can't be read in full; the message says which, why, where, and what to do."""
@@ -241,13 +245,14 @@ def usual_step(ticks: np.ndarray, stream: av.VideoStream) -> int:
     return max(1, round(1 / ((stream.guessed_rate or 25) * stream.time_base)))
 
 
-def lost_frames(ticks: np.ndarray, packets: list[int], holes: Iterable[int]) -> np.ndarray:
-    """Say when frames were shown that are lost before some of the packets: a usual step apart.
+def lost_frames(ticks: np.ndarray, packets: list[int], holes: Iterable[int], time_base: Fraction) -> np.ndarray:
+    """Say when frames were shown that are lost before some of the packets: a usual step apart, but none in a gap.
 
     Args:
         ticks: Times of the frames that came, ascending.
         packets: The same in the order of the file.
         holes: Numbers of the packets.
+        time_base: Seconds per tick.
     """
     steps = np.diff(ticks)
     step = steps[steps < 1.5 * np.median(steps)].mean() if len(steps) else 1
@@ -256,6 +261,8 @@ def lost_frames(ticks: np.ndarray, packets: list[int], holes: Iterable[int]) -> 
         around = packets[max(hole - _REORDERED, 0) : hole + _REORDERED]
         near = ticks[np.searchsorted(ticks, min(around)) : np.searchsorted(ticks, max(around)) + 1]
         for before, after in pairwise(near.tolist()):
+            if (after - before) * time_base > _LONGEST_STILL:
+                continue  # its length says nothing about their number
             missing = round((after - before) / step) - 1
             lost.append(before + np.arange(1, missing + 1) * (after - before) // (missing + 1))
     return np.unique(np.concatenate(lost))
@@ -277,11 +284,6 @@ class Plan(NamedTuple):
     def of(self, samples: np.ndarray) -> "Plan":
         """The same for some of the samples, in ascending order."""
         return Plan(self.targets[samples], self.positions[samples], self.reach)
-
-
-# Nothing is sampled where a picture stands for longer than this: a clock that jumps (a live stream's first frame at 0,
-# the others at the time of day) would otherwise make millions of samples of a few frames.
-_LONGEST_STILL = 7200  # seconds
 
 
 def warn_of_gaps(timeline: Timeline) -> None:
