@@ -312,7 +312,7 @@ def test_a_tokenizer_that_cannot_tell_queries_apart_is_refused(altered):
         return load_encoder(copy, "cpu")
 
     with pytest.raises(ValueError, match=r"the tokenizer of clip-\d is not this model's: it makes token \d+, the"):
-        with_other(_byte_tokenizer(ends=True)).encode_text(["a cat"])
+        with_other(_byte_tokenizer(257)).encode_text(["a cat"])
     # Without the end token CLIP would read the first token alone, the same of each query.
     words = Tokenizer(models.WordLevel({"a": 0, "cat": 1, "<unk>": 2}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -213,3 +213,10 @@ def test_bytes_need_room_in_the_vocabulary() -> None:
     text = ViLaMPConfig.tiny().text_config.to_dict() | {"vocab_size": 100}
     with pytest.raises(ValueError, match="bytes need a vocabulary of 259, text_config has 100"):
         ViLaMPProcessor.byte_level(ViLaMPConfig.tiny(text_config=text))
+
+
+def test_bytes_end_as_a_full_size_clip_expects() -> None:
+    """With another end token CLIP would read the first byte of every query alone."""
+    for config in (ViLaMPConfig.released(), ViLaMPConfig.tiny()):
+        ids = ViLaMPProcessor.byte_level(config).selector_query(["Wo?", "Wo ist sie?"])["query_input_ids"]
+        assert (ids == config.selector_config.text_config.eos_token_id).sum(dim=1).tolist() == [1, 1]

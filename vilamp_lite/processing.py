@@ -44,6 +44,7 @@ _PIXELS = {
 _IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
 _FRAMES_AT_ONCE = 32
 _BYTE_LEVEL_SPECIALS = ("<|endoftext|>", "<|im_end|>", "<|im_start|>")
+_BYTES_END = 257  # <|im_end|>
 
 
 class ViLaMPProcessor:
@@ -92,7 +93,10 @@ class ViLaMPProcessor:
         }.items():
             if vocabulary < needed:
                 raise ValueError(f"bytes need a vocabulary of {needed}, {name} has {vocabulary}")
-        return cls(config, _byte_tokenizer(ends=False), _byte_tokenizer(ends=True))
+        # CLIP reads the end token that its configuration names; old ones name 2 in its place.
+        named = config.selector_config.text_config.eos_token_id if config.selector_config.model_type == "clip" else 2
+        end = _BYTES_END if named == 2 else named
+        return cls(config, _byte_tokenizer(), _byte_tokenizer(end))
 
     @classmethod
     def from_pretrained(
@@ -288,17 +292,16 @@ def _selector_image_processor(config: ViLaMPConfig) -> Any:
     return CLIPImageProcessorPil(size={"shortest_edge": vision.image_size}, crop_size=square)
 
 
-def _byte_tokenizer(ends: bool) -> PreTrainedTokenizerFast:
-    """A tokenizer without merges; with `ends`, <|im_end|> follows each text, as a CLIP text tower expects."""
+def _byte_tokenizer(end: int | None = None) -> PreTrainedTokenizerFast:
+    """A tokenizer without merges; with `end`, this token follows each text, as a CLIP text tower expects."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({symbol: number for number, symbol in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(_BYTE_LEVEL_SPECIALS))
-    if ends:
-        end = _BYTE_LEVEL_SPECIALS[1]
+    if end is not None:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"$A {end}", special_tokens=[(end, tokenizer.token_to_id(end))]
+            single=f"$A {_BYTE_LEVEL_SPECIALS[1]}", special_tokens=[(_BYTE_LEVEL_SPECIALS[1], end)]
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=_BYTE_LEVEL_SPECIALS[0], eos_token=_BYTE_LEVEL_SPECIALS[1]
