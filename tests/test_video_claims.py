@@ -216,6 +216,32 @@ def test_lost_frames_are_counted(kind, tmp_path):
         assert probe(path).num_frames == 100
 
 
+@pytest.mark.parametrize("codec", ["libx264", "libsvtav1"])
+def test_a_block_that_is_passed_over_is_counted(codec, tmp_path):
+    """FFmpeg reads its flags as those of several packets, finds none, and goes on at the next cluster."""
+    options = {"container_options": {"cluster_time_limit": "500"}, "gop": 6, "codec": codec}
+    data = bytearray(write_video(tmp_path / "whole.mkv", 100, **options).read_bytes())
+    block = re.compile(b"\xa3(?:[\x81-\xff]|[\x40-\x7f].)\x81..\x00", re.DOTALL)
+    data[block.search(data, len(data) // 2).end() - 1] = 0xFF
+    (tmp_path / "hole.mkv").write_bytes(data)
+    numbers, _, said = shown(tmp_path / "hole.mkv")
+    assert len(numbers) == 100
+    wrong = sum(number != own for own, number in enumerate(numbers))
+    assert wrong
+    assert f" {wrong} of 100 samples show the nearest intact frame" in said
+
+
+def test_a_frame_that_was_taken_for_a_part_of_another_is_counted(tmp_path):
+    """A packet of a transport stream says that all of it is padding."""
+    data = bytearray(write_video(tmp_path / "whole.ts", 100, texture=True).read_bytes())
+    starts = [at for at in range(0, len(data), 188) if data[at + 1] == 0x41 and data[at + 3] & 0x20]
+    data[starts[len(starts) // 2] + 4] = 0xFF
+    (tmp_path / "a.ts").write_bytes(data)
+    numbers, _, said = shown(tmp_path / "a.ts")
+    assert len(numbers) == 100
+    assert "1 frames are missing" in said
+
+
 def test_a_hole_wider_than_the_reach_is_refused(tmp_path):
     options = {"texture": True, "gop": 60, "container_options": {"cluster_time_limit": "5000"}}
     source = write_video(tmp_path / "whole.mkv", 200, **options)
@@ -256,6 +282,29 @@ def test_times_that_the_header_doubts_are_warned_of(whole, tmp_path):
     slower = patched(whole("fast.mp4"), tmp_path / "slow.mp4", (b"stts", 16, (1536).to_bytes(4)))
     with pytest.warns(UserWarning, match=r"its frames last 9\.00 s by their own times, 6\.00 s by the header"):
         probe(slower)
+
+
+@pytest.mark.parametrize(("entry", "field", "value"), [(5, 0, 200), (20, 0, 200), (5, 4, 0xFF000000), (20, 4, 1 << 31)])
+def test_shifts_to_nowhere_are_refused(entry, field, value, whole, tmp_path):
+    """A table says for how many frames, and by how much, they are shown later than they are decoded."""
+    change = (b"ctts", 12 + 8 * entry + field, value.to_bytes(4))
+    with pytest.raises(VideoError, match=r"is damaged: its table of times is wrong"):
+        probe(patched(whole("plain.mp4"), tmp_path / "a.mp4", change))
+
+
+def test_a_frame_beside_another_among_even_ones_is_warned_of(whole, tmp_path):
+    changed = patched(whole("plain.mp4"), tmp_path / "a.mp4", (b"ctts", 12 + 8 * 4 + 4, ONE))
+    with pytest.warns(UserWarning, match=r"1 of its frames come at once with another"):
+        probe(changed)
+
+
+def test_a_fragment_that_cannot_be_read_on_is_refused(whole, tmp_path):
+    """A frame's size is absurd."""
+    data = bytearray(whole("frag.mp4").read_bytes())
+    table = [match.start() for match in re.finditer(b"trun", data)][2]
+    data[table + 20 : table + 24] = b"\x7f\xff\x02\x00"
+    (tmp_path / "a.mp4").write_bytes(data)
+    assert "is damaged: it can't be read beyond" in told(tmp_path / "a.mp4")
 
 
 def test_a_count_that_does_not_fit_is_refused(whole, tmp_path):

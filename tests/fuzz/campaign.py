@@ -146,7 +146,9 @@ def is_allowed(kind: str, numbers: list[int], damage: str, base: str) -> bool:
         return damage != "header" or base.endswith((".gif", ".ts"))
     if kind == "short":
         return ends_untold(damage, base)
-    if damage in ("flip", "header"):  # another rate: every frame, evenly spaced
-        step = (FRAMES - 1) / max(len(numbers) - 1, 1)
-        return all(abs(number - step * sample) <= 1 for sample, number in enumerate(numbers))
-    return False
+    if damage not in ("flip", "header"):
+        return False
+    # Another rate: every frame, evenly spaced; or, in a GIF, where each frame has its own, for as long as that says.
+    step = (FRAMES - 1) / max(len(numbers) - 1, 1)
+    is_even = all(abs(number - step * sample) <= 1 for sample, number in enumerate(numbers))
+    return is_even or (base.endswith(".gif") and sorted(numbers) == numbers and set(numbers) == set(OWN))

@@ -18,8 +18,10 @@ def flip(data: bytearray, random: Random) -> bytes:
 def header(data: bytearray, random: Random, tables: Sequence[int]) -> bytes:
     """A field of one, two or four bytes changes, outside the packets."""
     size = random.choice((1, 2, 4))
-    at = min(random.choice(tables), len(data) - size)
-    data[at : at + size] = random.choice((bytes(size), b"\xff" * size, random.randbytes(size)))
+    first = random.randrange(len(tables) - size)
+    value = random.choice((bytes(size), b"\xff" * size, random.randbytes(size)))
+    for position, byte in zip(tables[first : first + size], value, strict=True):
+        data[position] = byte
     return data
 
 

@@ -156,6 +156,8 @@ def _fragmented(asked: Asked, boxes: list[Box]) -> Verdict:
         for (start, end, known), first, after in zip(fragments, before, before[1:], strict=False)
         if not known or (stated := _samples(asked, start, end)) is None or after - first < stated
     ]
+    if asked.scan.packets < sum(entry.size > 0 for entry in asked.stream.index_entries):
+        return Verdict(damage=f"it can't be read beyond {asked.seconds(asked.scan.end)}")
     if {0, len(places)} & set(unread):
         return Verdict(damage="its first or last fragment can't be read")
     return Verdict(holes=(*skipped, *unread))
@@ -208,9 +210,17 @@ def _tables(asked: Asked, movie: Box) -> Verdict:
     placed = min(len(stream.index_entries), _in_chunks(asked, parts))
     if placed < stated and not scan.hidden and not _is_edited(asked, movie, track, length / clock):
         return Verdict(damage=f"its tables contradict one another: {stated} frames are listed, {placed} have a place")
+    shifted = _table(asked, parts[b"ctts"], 2)[:, 0].sum() if b"ctts" in parts else stated
+    shift = (scan.first[0] or 0) - (scan.first[1] or 0)
+    if not 0.99 * stated <= shifted <= 1.01 * stated or shift > max(length, clock):
+        return Verdict(damage="its table of times is wrong: it shifts frames from where they are decoded to nowhere")
     shown, distinct = len(scan.ticks), len(set(scan.ticks))
     if distinct < 0.9 * shown:
         return Verdict(damage=f"its table of times is wrong: {shown} frames have {distinct} different times")
+    steps = np.diff(np.unique(scan.ticks))
+    usual = np.median(steps) if len(steps) else 0
+    if (np.abs(steps - usual) <= usual / 10).sum() > 0.9 * len(steps) and (near := int((steps < usual / 10).sum())):
+        return Verdict(doubt=f"{near} of its frames come at once with another, where all others come evenly")
     own = int((timed * delta).sum())
     if 0 < length < 0xFFFFFFFF and abs(own - length) > 0.05 * max(own, length) + clock:
         words = (
@@ -291,8 +301,8 @@ def _elements_lead(asked: Asked, at: int, to: int) -> tuple[bool, int, int]:
         end = start if length is None or last in (_SEGMENT, _CLUSTER, _GROUP) else start + length
         if last in _BLOCKS and not 0 < asked.number(start, 1) & 0x7F <= len(asked.container.streams):
             last = 0  # a block of none of the tracks: no block
-        if last in _BLOCKS and start == to:
-            return True, last, end
+        if last in _BLOCKS:  # one that FFmpeg passed over is lost
+            return start == to, last, end
         if last not in _LARGE | _SMALL | _BLOCKS | {_SEGMENT, _CLUSTER, _GROUP}:
             lost = last > 0xFFFFFF and _element(asked, start)[0] in (_TIME, 0xBF)  # a cluster under another name
             if last <= 0xFFFFFF or lost or end > to:
@@ -468,7 +478,7 @@ def _mpegts(asked: Asked) -> Verdict:
     ticks = np.unique(np.array(scan.ticks, np.int64))
     steps = np.diff(ticks)
     wide = ticks[1:][steps > 1.5 * np.median(steps)] if len(steps) else ticks
-    if len(wide) and _loses_sync(asked, size, sync):
+    if len(wide) and (_loses_sync(asked, size, sync) or _skips(asked, steps)):
         holes = np.isin(scan.ticks, wide).nonzero()[0].tolist()
     else:
         holes = [number for number, _ in scan.torn if _gap(asked, number) <= _JOINED]
@@ -479,6 +489,13 @@ def _mpegts(asked: Asked) -> Verdict:
     breaks = sum(not is_key or _gap(asked, number) > _JOINED for number, is_key in scan.torn)
     words = f"its packets do not follow one another in {breaks} places: some are missing, or recordings were joined"
     return Verdict(holes=tuple(holes), doubt=words if breaks else "")
+
+
+def _skips(asked: Asked, steps: np.ndarray) -> bool:
+    """Say whether frames come evenly but for a few that are missing: their packets were taken for parts of others."""
+    usual = np.median(steps)
+    is_even = np.abs(steps / usual - np.round(steps / usual)).max() < 0.1
+    return bool(is_even and (steps > 1.5 * usual).mean() < 0.05 and steps.max() * asked.stream.time_base <= _JOINED)
 
 
 def _gap(asked: Asked, packets: int) -> float:

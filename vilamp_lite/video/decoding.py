@@ -13,7 +13,16 @@ import av
 import numpy as np
 
 from vilamp_lite.video.claims import verdict
-from vilamp_lite.video.display import MAX_PIXELS, Size, Stored, between_bars, display_matrix, displayed_size, upright
+from vilamp_lite.video.display import (
+    MAX_PIXELS,
+    Size,
+    Stored,
+    between_bars,
+    display_matrix,
+    displayed_size,
+    slants,
+    upright,
+)
 from vilamp_lite.video.gif import is_whole_gif_picture
 from vilamp_lite.video.opening import (
     ENCRYPTED,
@@ -69,6 +78,12 @@ def read_timeline(path: Path) -> Timeline:
         if frame is None:
             raise VideoError(f"{path}: {why_not_decoded(path)}")
         matrix = display_matrix(path, frame)
+        if slants(matrix):
+            warnings.warn(
+                f"{path}: its header slants the pictures, or is damaged; they are shown straight, in the nearest of "
+                "eight positions",
+                stacklevel=4,
+            )
         height, width = displayed_size((frame.height, frame.width), stream.sample_aspect_ratio, matrix)
         if height * width > MAX_PIXELS:
             raise VideoError(f"{path}: {TOO_LARGE}")

@@ -77,6 +77,13 @@ def upright(picture: np.ndarray, matrix: Matrix | None) -> np.ndarray:
     return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
+def slants(matrix: Matrix | None) -> bool:
+    """Tell a matrix that turns by no quarter turn, or slants."""
+    a, b, c, d = map(abs, matrix or (1, 0, 0, 1))
+    less, more = sorted(((a, d), (b, c)), key=sum)
+    return max(less) > min(more) / 100
+
+
 def is_quarter_turn(matrix: Matrix | None) -> bool:
     """Tell a matrix that turns, or does nothing, from one that mirrors, slants or makes all points one."""
     a, b, c, d = matrix or (1, 0, 0, 1)

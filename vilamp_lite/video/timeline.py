@@ -15,7 +15,7 @@ import numpy as np
 from vilamp_lite.video.display import Stored
 
 _EXACT = ("matroska,webm", "ivf", "yuv4mpegpipe", "dv")  # containers whose packets say where in the file their data lie
-_HEADERS = 64  # bytes at most between the data of two packets where nothing but their own headers lies between
+_HEADERS = 16  # bytes at most between the data of two packets where nothing but their own headers lies between
 _MARKED_EARLY = 3  # packets from the one that FFmpeg marks as incomplete to the one behind the break
 _REORDERED = 16  # frames at most that come before one in the file and after it in time
 
@@ -167,7 +167,7 @@ def demux(container: av.container.InputContainer, *streams: av.VideoStream) -> I
     while True:
         try:
             packet = next(packets)
-        except (StopIteration, av.error.FFmpegError):
+        except (StopIteration, av.error.FFmpegError, IndexError):  # PyAV's, at the end, of a stream found on the way
             return
         if packet.size:  # an empty one repeats a frame (AVI), but the decoder would take it for the end
             yield packet
