@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -74,7 +75,7 @@ def verdict(path: Path, container: av.container.InputContainer, stream: av.Video
         VideoError: If it is cut short, or so damaged that nobody can say which frames are missing.
     """
     kind = container.format.name.partition(",")[0]
-    with path.open("rb", buffering=0) as file:
+    with path.open("rb") as file:
         found = _CLAIMS.get(kind, _no_claim)(Asked(file, path.stat().st_size, container, stream, scan))
     if kind != "mpegts" and not (found.cut or found.damage) and scan.torn and scan.torn[-1][0] == scan.packets:
         found = Verdict("its last packet is incomplete")
@@ -86,6 +87,12 @@ def verdict(path: Path, container: av.container.InputContainer, stream: av.Video
     if found.damage:
         raise VideoError(f"{path}: is damaged: {found.damage}; copy or download it again")
     return found
+
+
+def _is_incomplete(asked: Asked) -> bool:
+    """Say whether fewer packets came than the index lists; those without data don't count."""
+    entries, came = asked.stream.index_entries, asked.scan.packets
+    return came < len(entries) and came < sum(entry.size > 0 for entry in entries)
 
 
 def _no_claim(asked: Asked) -> Verdict:
@@ -146,15 +153,19 @@ def _fragmented(asked: Asked, boxes: list[Box]) -> Verdict:
     if any(b"moof" in part or b"mfra" in part for part in rest):
         return Verdict(damage=f"the chain of its boxes breaks at byte {end:,}")
     numbers = np.array([asked.number(start + 12, 4) for start, _, _ in fragments], np.int64)
-    steps = np.diff(numbers)
-    jumps = np.r_[False, steps > np.median(steps)] if len(steps) > 1 else np.zeros(len(numbers), bool)
-    places = np.array([entry.pos for entry in asked.stream.index_entries], np.int64)
+    jumps = np.diff(numbers, prepend=numbers[:1])
+    jumps = jumps > (np.median(jumps[1:]) if len(jumps) > 2 else np.inf)
+    stated = [_samples(asked, start, end) if known else None for start, end, known in fragments]
+    entries = asked.stream.index_entries
+    if not jumps.any() and None not in stated and sum(stated) <= len(entries):
+        return Verdict()
+    places = np.array([entry.pos for entry in entries], np.int64)
     before = np.searchsorted(np.sort(places), [*(start for start, *_ in fragments), asked.size]).tolist()
     skipped = [first for first, jump in zip(before, jumps, strict=False) if jump]
     unread = [
         after
-        for (start, end, known), first, after in zip(fragments, before, before[1:], strict=False)
-        if not known or (stated := _samples(asked, start, end)) is None or after - first < stated
+        for count, first, after in zip(stated, before, before[1:], strict=False)
+        if count is None or after - first < count
     ]
     if asked.scan.packets < sum(entry.size > 0 for entry in asked.stream.index_entries):
         return Verdict(damage=f"it can't be read beyond {asked.seconds(asked.scan.end)}")
@@ -174,7 +185,9 @@ def _segments_end(asked: Asked, start: int) -> int:
 
 def _samples(asked: Asked, start: int, end: int) -> int | None:
     """Count the video's samples in a fragment; None where the fragment can't be read."""
-    tracks = [box for box in _boxes(asked, start, end) if box[0] == b"traf"]
+    data = asked.at(start, end - start)
+    asked = asked._replace(file=BytesIO(data), size=len(data))
+    tracks = [box for box in _boxes(asked, 0, len(data)) if box[0] == b"traf"]
     count = 0
     for track in tracks:
         parts = list(_boxes(asked, *track[1:]))
@@ -189,8 +202,7 @@ def _samples(asked: Asked, start: int, end: int) -> int | None:
 def _tables(asked: Asked, movie: Box) -> Verdict:
     """Let the tables of an MP4 without fragments contradict one another, or the packets."""
     stream, scan = asked.stream, asked.scan
-    listed = sum(entry.size > 0 for entry in stream.index_entries)  # the index lists every frame
-    if scan.packets < listed or (scan.torn and scan.torn[-1][0] == scan.packets):
+    if _is_incomplete(asked) or (scan.torn and scan.torn[-1][0] == scan.packets):
         declared = (stream.start_time or 0) + (stream.duration or 0)
         return Verdict(f"the pictures stop at {asked.seconds(scan.end)} of {asked.seconds(declared)}")
     track = next((box for box in _boxes(asked, *movie[1:]) if _is_track(asked, box)), None)
@@ -248,7 +260,7 @@ def _in_chunks(asked: Asked, parts: dict[bytes, int]) -> int:
     """Count the samples that lie in the chunks of a track."""
     chunks = asked.number(parts.get(b"stco", parts.get(b"co64", 0)) + 4, 4)
     first, samples, _ = _table(asked, parts[b"stsc"], 3).astype(np.int64).T
-    return int((np.diff(np.r_[first, chunks + 1]) * samples).sum())
+    return int((np.diff(first, append=chunks + 1) * samples).sum())
 
 
 def _is_edited(asked: Asked, movie: Box, track: Box, seconds: float) -> bool:
@@ -362,10 +374,10 @@ def _declared_end(asked: Asked) -> Fraction | None:
 def _avi(asked: Asked) -> Verdict:
     """Compare with the index at the end, or else with the header: FFmpeg estimates a length from what is there."""
     scan, stated = asked.scan, asked.stream.frames
-    listed = sum(entry.size > 0 for entry in asked.stream.index_entries)
     has_index = scan.listed > 1  # FFmpeg makes one of what is there, if the file has none
-    if scan.packets < listed or (not has_index and scan.end < stated):
-        return Verdict(f"it holds {scan.packets} of the {max(stated, listed)} frames that its header counts")
+    if _is_incomplete(asked) or (not has_index and scan.end < stated):
+        counted = max(stated, scan.listed)
+        return Verdict(f"it holds {scan.packets} of the {counted} frames that its header counts")
     if 0 < max(stated, scan.listed if has_index else 0) < scan.packets:
         return Verdict(damage=f"it holds {scan.packets} frames, and its header counts {stated}")
     return Verdict(end=stated * asked.stream.time_base if stated == scan.listed else None)  # the last may be repeated
@@ -389,40 +401,47 @@ def _asf(asked: Asked) -> Verdict:
     return Verdict(asked.too_long("part that holds the data", at + asked.number(at + 16, 8, "little")))
 
 
-_GIF_CONTROL = re.compile(rb"\x00!\xf9\x04.{4}\x00[!,]", re.DOTALL)  # stands in front of each picture and has its time
-_GIF_PICTURE = re.compile(rb",(.{8})[\x00-\x07\x40-\x47\x80-\x87\xc0-\xc7][\x01-\x08]", re.DOTALL)
+_GIF_CONTROL = re.compile(rb"\x00!\xf9\x04.{4}\x00[!,].{2}", re.DOTALL)  # in front of each picture, with its time
+_GIF_PICTURE = re.compile(rb"\x00,(.{8})[\x00-\x07\x40-\x47\x80-\x87\xc0-\xc7][\x01-\x08]", re.DOTALL)
 
 
 def _gif(asked: Asked) -> Verdict:
     """Count pictures by their headers, of two kinds, and look for the mark of the end behind the last."""
-    screen = np.frombuffer(asked.at(6, 4), "<u2")
-    controls = pictures = last = 0
-    for start in range(0, asked.size, _MUCH):
-        part = asked.at(start, _MUCH + 10)
-        again = part.find(b"GIF8", 1)  # another file behind this one
-        part = part[: again if again > 0 else None]
-        controls += sum(match.start() < _MUCH for match in _GIF_CONTROL.finditer(part))
-        for match in _GIF_PICTURE.finditer(part):
-            if match.start() < _MUCH and (np.frombuffer(match[1], "<u2").reshape(2, 2).sum(axis=0) <= screen).all():
-                pictures, last = pictures + 1, start + match.start()
-        if again > 0:
-            break
-    if max(controls, pictures) > asked.scan.packets:
-        return Verdict(damage=f"{asked.scan.packets} of its {max(controls, pictures)} frames can be read")
-    return Verdict("" if not pictures or _gif_ends(asked, last) else "the mark of its end is missing")
+    counted, last = _gif_pictures(asked, asked.size)
+    if counted > asked.scan.packets and (again := asked.at(0, asked.size).find(b"GIF8", 1)) > 0:
+        counted, last = _gif_pictures(asked, again)  # another file stands behind this one
+    if counted > asked.scan.packets:
+        return Verdict(damage=f"{asked.scan.packets} of its {counted} frames can be read")
+    ends = not counted or _gif_ends(asked.at(last, asked.size))
+    return Verdict("" if ends else "the mark of its end is missing")
 
 
-def _gif_ends(asked: Asked, at: int) -> bool:
+def _gif_pictures(asked: Asked, end: int) -> tuple[int, int]:
+    """Count the pictures up to a place, and say where the last of them begins."""
+    controls, places, screens = 0, [0], [bytes(8)]
+    for start in range(0, end, _MUCH):
+        part = asked.at(start, min(_MUCH, end - start) + 11)  # each header has 12
+        controls += len(_GIF_CONTROL.findall(part))
+        pictures = list(_GIF_PICTURE.finditer(part))
+        places += [start + picture.start() + 1 for picture in pictures]
+        screens += [picture[1] for picture in pictures]
+    corners = np.frombuffer(b"".join(screens), "<u2").reshape(-1, 2, 2).sum(axis=1)
+    fitting = np.flatnonzero((corners <= np.frombuffer(asked.at(6, 4), "<u2")).all(axis=1))
+    return max(controls, len(fitting) - 1), places[fitting[-1]]
+
+
+def _gif_ends(data: bytes) -> bool:
     """Follow the blocks from a picture to the mark of the end."""
-    while (kind := asked.at(at, 1)) in (b"!", b","):
-        at += 2
-        if kind == b",":
-            colors = asked.number(at + 7, 1)
-            at += 9 + (3 * 2 ** (1 + colors % 8) if colors & 0x80 else 0)
-        while size := asked.number(at, 1):
-            at += 1 + size
-        at += 1
-    return kind == b";"
+    at = 0
+    with suppress(IndexError):
+        while data[at] in b"!,":
+            colors = data[at + 9] if data[at] == ord(",") else 0
+            at += 2 if data[at] == ord("!") else 11 + (3 * 2 ** (1 + colors % 8) if colors & 0x80 else 0)
+            while data[at]:
+                at += 1 + data[at]
+            at += 1
+        return data[at] == ord(";")
+    return False
 
 
 def _apng(asked: Asked) -> Verdict:

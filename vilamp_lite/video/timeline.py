@@ -187,40 +187,40 @@ def scan_packets(
     path: Path, container: av.container.InputContainer, stream: av.VideoStream, scan: Scan
 ) -> Iterator[av.Packet]:
     """Note what all packets say, and hand on those of the video."""
+    base, video = stream.time_base, stream.index
     latest = newest = None
-    second = float(1 / stream.time_base)  # to compare each packet with a fraction would take as long as all the rest
+    second = int(1 / base)
     scan.listed = len(stream.index_entries)
     is_exact = container.format.name in _EXACT
     ends: dict[int, int] = {}  # of each stream, in its own time base: a fraction for each packet would double the time
     for packet in demux(container):
         if is_exact and (place := packet.pos) is not None:
-            if place > scan.claimed + _HEADERS:
-                scan.gaps.append((scan.place, place, scan.packets))
-            # Several packets of a block share a place.
-            scan.claimed = (scan.claimed if place == scan.place else max(scan.claimed, place)) + packet.size
-            scan.place = place
-        if packet.stream_index == stream.index:
-            scan.first = scan.first or identity(packet)
+            _note_place(scan, place, packet.size)
+        index = packet.stream_index
+        if index == video:
+            if scan.first is None:
+                scan.first = identity(packet)
             yield packet
-        shown = tick(packet)
+        dts = packet.dts
+        shown = dts if packet.pts is None else packet.pts
         if shown is None:
             continue
         end = shown + (packet.duration or 0)
-        index = packet.stream_index
-        if index not in ends or end > ends[index]:
+        if end > ends.get(index, end - 1):
             ends[index] = end
-        if index != stream.index:
+        if index != video:
             continue
         if packet.is_discard:
             scan.hidden += 1
             continue
-        if latest is not None and packet.dts is not None and latest - packet.dts > second:
-            raise _runs_backwards(path, latest * stream.time_base, packet.dts * stream.time_base)
-        latest = packet.dts
+        if latest is not None and dts is not None and latest - dts > second:
+            raise _runs_backwards(path, latest * base, dts * base)
+        latest = dts
         if newest is None or shown > newest:
             newest = shown
-        elif shown < newest and packet.is_keyframe:  # its decoder would hand the frames out in the wrong order
-            raise _runs_backwards(path, newest * stream.time_base, shown * stream.time_base)
+        elif shown < newest and packet.is_keyframe:
+            # None is shown before a keyframe's forerunners: its decoder would hand the frames out in the wrong order.
+            raise _runs_backwards(path, newest * base, shown * base)
         scan.ticks.append(shown)
         if scan.end is None or end > scan.end:
             scan.end = end
@@ -229,6 +229,15 @@ def scan_packets(
         if packet.is_corrupt:
             scan.torn.append((scan.packets, packet.is_keyframe))
     scan.reached = max((end * container.streams[index].time_base for index, end in ends.items()), default=Fraction(0))
+
+
+def _note_place(scan: Scan, place: int, size: int) -> None:
+    """Note where in the file a packet's data lie, and what lies before."""
+    if place > scan.claimed + _HEADERS:
+        scan.gaps.append((scan.place, place, scan.packets))
+    # Several packets of a block share a place.
+    scan.claimed = (scan.claimed if place == scan.place else max(scan.claimed, place)) + size
+    scan.place = place
 
 
 def _runs_backwards(path: Path, before: Fraction, after: Fraction) -> VideoError:
@@ -301,8 +310,6 @@ def warn_of_gaps(timeline: Timeline) -> None:
 
 def _gaps(timeline: Timeline) -> np.ndarray:
     """Positions of the frames that are followed by none for very long."""
-    if timeline.info.duration <= _LONGEST_STILL:
-        return np.empty(0, np.int64)
     return np.flatnonzero(np.diff(timeline.ticks, append=timeline.end) > float(_LONGEST_STILL / timeline.time_base))
 
 
@@ -311,35 +318,29 @@ def plan_samples(timeline: Timeline, fps: Fraction, max_frames: int | None) -> P
     first = int(timeline.ticks[0])
     length = timeline.end - first
     step = 1 / (fps * timeline.time_base)
-    before, skipped, count = _outside_gaps(timeline, float(step), math.ceil(length / step))
+    start, stop = _runs(timeline, float(step), math.ceil(length / step))
+    skipped = start - np.cumsum(stop - start) + (stop - start)
+    count = int((stop - start).sum())
     if max_frames is None or count <= max_frames:
         samples = np.arange(count)
     else:
         samples = np.round(np.linspace(0, count - 1, max_frames)).astype(np.int64)
-    samples += skipped[np.searchsorted(before, samples, side="right") - 1]
+    samples += skipped[np.searchsorted(start - skipped, samples, side="right") - 1]
     targets = first + samples * float(min(step, length))
     return Plan(targets, _nearest(timeline.ticks, targets), float(max(step, 1 / timeline.time_base)))
 
 
-def _outside_gaps(timeline: Timeline, step: float, count: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Leave out the samples that lie far inside a gap.
-
-    Returns:
-        Of each run of samples that stay, how many stay before it; how many are left out before it; how many stay.
-    """
-    gaps = _gaps(timeline)
-    if not len(gaps):
-        return np.zeros(1, np.int64), np.zeros(1, np.int64), count
-    edges = np.append(timeline.ticks, timeline.end) - timeline.ticks[0]
+def _runs(timeline: Timeline, step: float, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Runs of samples to take, from `start` to before `stop`: all of them, but for those far inside a gap."""
+    gaps, ticks = _gaps(timeline), timeline.ticks - timeline.ticks[0]
+    before, after = ticks[gaps], np.append(ticks, timeline.end)[gaps + 1]
     # The sample nearest to the frame on either side of a gap belongs to that frame.
-    stop = np.append(np.floor(edges[gaps] / step + 0.5) + 1, count).astype(np.int64)
-    start = np.append(0, np.ceil(edges[gaps + 1] / step - 0.5)).astype(np.int64)
-    if gaps[-1] == len(timeline.ticks) - 1:  # the last frame is held: nothing comes after
+    stop = np.append(np.floor(before / step + 0.5) + 1, count).astype(np.int64)
+    start = np.append(0, np.ceil(after / step - 0.5)).astype(np.int64)
+    if len(gaps) and gaps[-1] == len(ticks) - 1:  # the last frame is held: nothing comes after
         start, stop = start[:-1], stop[:-1]
     start = np.maximum(start, np.append(0, stop[:-1]))
-    stays = np.maximum(stop - start, 0)
-    before = np.cumsum(stays) - stays
-    return before, start - before, int(stays.sum())
+    return start, np.maximum(start, stop)
 
 
 def _nearest(ticks: np.ndarray, targets: np.ndarray) -> np.ndarray:
