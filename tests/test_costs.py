@@ -23,6 +23,7 @@ from vilamp_lite.costs.shapes import GPUS, VisionTower, Workload
 from vilamp_lite.costs.stages import Costs
 from vilamp_lite.costs.tables import PEER_MODELS, costs_by_frames, model_costs, peer_costs, shares_of_peer
 from vilamp_lite.costs.vilamp import released_code_costs, vilamp_costs
+from vilamp_lite.evaluation.results import load_result
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
 from vilamp_lite.plots.costs import flops_by_frames, memory_by_frames, stage_memory
 from vilamp_lite.tinyworld.miniature import miniature_config
@@ -252,7 +253,22 @@ def test_time_is_flops_over_the_stated_part_of_the_peak() -> None:
     assert rows["selector"]["seconds"] == pytest.approx(stages["selector"].flops("causal") / (0.5 * 67e12))
     # Ten tokens: each reads 7.07 billion weights (all but the embeddings) of two bytes, and the cache.
     read = 10 * (2 * 7.07e9 + costs.kv_cache)
-    assert rows["decode"]["seconds"] == pytest.approx(read / (0.5 * 3.35e12), rel=2e-3)
+    assert rows["decode"]["seconds"] == pytest.approx(read / (0.5 * 0.5 * 3.35e12), rel=2e-3)
+
+
+@pytest.mark.parametrize("part", ["1000", "10000"])
+def test_estimates_are_those_of_a_run_on_an_h100_within_half_of_it(part: str) -> None:
+    """Decoding the file is left out: TinyWorld's frames are 64×64."""
+    run = next(row for row in load_result(f"gpu/{part}")["rows"] if "stages" in row)
+    measured = {row["stage"]: row for row in run["stages"]}
+    prompt = measured["prefill"]["tokens"] - run["visual_tokens"]
+    workload = Workload(run["frames"], prompt_tokens=prompt, answer_tokens=measured["decoding"]["tokens"])
+    costs = vilamp_costs(ViLaMPConfig.released(), workload)
+    seconds = {row["stage"]: row["seconds"] for row in costs.schedule(GPUS["h100-80gb"])}
+    stages = {"selector embedding": ["selector"], "patches and merging": ["vision tower", "merging", "connectors"]}
+    for stage, parts in (stages | {"prefill": ["prefill"], "decoding": ["decode"]}).items():
+        assert 1 / 1.5 < sum(seconds[name] for name in parts) / measured[stage]["seconds"] < 1.5, stage
+    assert costs.peak_memory == pytest.approx(run["peak_memory"], rel=0.05)
 
 
 # What the chips are made of: multiprocessors; FLOPs of each per cycle, in tensor cores and in float32, with the boost

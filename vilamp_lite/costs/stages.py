@@ -11,6 +11,7 @@ from vilamp_lite.costs.shapes import ATTENTION, Gpu, Workload
 # which one is sampled. It hangs on the file and the machine: measure yours.
 DECODE_RATE = 100.0
 UTILISATION = 0.4
+_OF_BANDWIDTH = 0.5  # single tokens reach half as much of the peak as products do: 0.2 of an H100's, as measured
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ class Costs:
 
         Args:
             gpu: one of `GPUS`, or your own.
-            utilisation: the part of the GPU's peak FLOP/s and bandwidth that is reached, from above 0 to 1.
+            utilisation: the part of the GPU's peak FLOP/s that is reached, from above 0 to 1; of its bandwidth half of
+                that.
             decode_rate: frames sampled per second in one pass of video decoding.
 
         Returns:
@@ -120,7 +122,7 @@ class Costs:
             seconds = stage.flops() / (gpu.single if single else gpu.half)
             if stage.name == "decode":
                 # Each token reads all weights of the language model and the cache so far, for few FLOPs.
-                seconds = max(seconds, self._decode_bytes / gpu.bandwidth)
+                seconds = max(seconds, self._decode_bytes / (_OF_BANDWIDTH * gpu.bandwidth))
             rows.append(self._row(stage, self.memory(stage), gpu, seconds / utilisation))
         return rows
 
