@@ -1,8 +1,8 @@
 """Video files in, sampled frames out: one forward pass, the memory of one batch.
 
 The paper reads its videos at one frame per second. `SampledVideo` samples by timestamp, so the answer is right for
-29.97 fps, for variable rates and for edited files, and every pass returns every planned sample or raises `VideoError`:
-a video never comes out silently shorter than it is.
+29.97 fps, for variable rates and for edited files, and every pass returns every planned sample or raises `VideoError`.
+Frames that a file lost are told of wherever the file itself tells of them; `claims` asks it.
 
 A scan reads the packets without decoding them (about 1 % of the cost of decoding). It yields the presentation time of
 every frame, so that the frames to deliver are known, and a file cut short is refused, before decoding starts.
