@@ -29,6 +29,7 @@ from vilamp_lite.common.checks import choice, finite_number, positive_int
 from vilamp_lite.common.files import alone_in, written_whole
 from vilamp_lite.common.fingerprints import tensors_fingerprint
 from vilamp_lite.common.progress import progress_bar
+from vilamp_lite.generation import without_cudnn_attention
 
 _STATE = "state.safetensors"
 _SHOWN = 50  # steps over which the bar averages
@@ -136,7 +137,7 @@ def run_stage(stage: Stage, task: Task, folder: Path, seed: int, accelerator: Ac
         schedule = get_cosine_schedule_with_warmup(optimizer, warmup, stage.steps, last_epoch=done - 1)
         task.train()
         wrapped, prepared = accelerator.prepare(task, optimizer)
-        with progress_bar(stage.steps, "steps", stage.name, initial=done) as bar:
+        with without_cudnn_attention(), progress_bar(stage.steps, "steps", stage.name, initial=done) as bar:
             for step in range(done, stage.steps):
                 random = np.random.default_rng((seed, _number(stage.name), step, accelerator.process_index))
                 torch.manual_seed(int(random.spawn(1)[0].integers(2**63)))
