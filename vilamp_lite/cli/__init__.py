@@ -13,7 +13,10 @@ from typer.core import TyperGroup
 from typer.exceptions import Abort, TyperException
 
 from vilamp_lite.cli import ask, costs, evaluate, files, reproduce, train
-from vilamp_lite.cli.shown import tell
+from vilamp_lite.cli.shown import ready_streams, tell
+from vilamp_lite.common import one_line
+
+_HINT = "; before a name or a text that begins with a dash, put --"
 
 
 class _OneLineErrors(TyperGroup):
@@ -24,8 +27,8 @@ class _OneLineErrors(TyperGroup):
             warnings.showwarning = lambda message, *_: tell(f"warning: {message}")
             try:
                 return super().invoke(context)
-            except (ValueError, ImportError, OSError) as error:
-                tell(f"vilamp: {' '.join(str(error).split())}")
+            except (ValueError, ImportError, OSError, RecursionError) as error:
+                tell(f"vilamp: {one_line(str(error))}")
                 raise typer.Exit(2) from error
             except MemoryError as error:
                 tell(f"vilamp: out of memory; sample fewer frames, or free some memory ({error or 'no more is known'})")
@@ -59,13 +62,14 @@ def _main(
 
 def main() -> None:
     """Run the command; misuse, too, is one line on stderr and exit code 2."""
+    ready_streams()
     try:
         # Without standalone mode typer hands errors of usage back instead of drawing a box around them.
         code = app(standalone_mode=False)
     except TyperException as error:
         # Without arguments the help has been printed, and there is nothing to add.
-        if message := " ".join(error.format_message().split()):
-            tell(f"vilamp: {message}")
+        if message := one_line(error.format_message()):
+            tell(f"vilamp: {message}{_HINT if message.startswith('No such option') else ''}")
         code = 2
     except Abort:
         code = 130

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from vilamp_lite.cli import options
-from vilamp_lite.cli.shown import interruptible, show, tell
+from vilamp_lite.cli.shown import interruptible, show, tell, written
+from vilamp_lite.common import in_seconds, require_text, visible
 from vilamp_lite.tinyworld import MINIATURE
 from vilamp_lite.video import SampledVideo
 
@@ -72,9 +73,15 @@ def ask(
     """Answer QUESTION about VIDEO: choose keyframes, merge the other frames, read both, generate."""
     is_store = file.is_dir()
     with interruptible(f"{file} is as it was" if is_store else "nothing is kept"):
+        require_text(question)
         if is_store and (fps, max_frames) != (None, None):
             raise ValueError(f"{file} was sampled when it was encoded: leave out --fps and --max-frames")
         from transformers import TextStreamer
+
+        class Printed(TextStreamer):
+            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+                with written():
+                    print(visible(text, keep="\n\t"), end="\n" if stream_end else "")
 
         from vilamp_lite.generation import answer
         from vilamp_lite.streaming import FeatureStore
@@ -100,7 +107,7 @@ def ask(
             sequence = loaded.encode_video(source, question, processor)
         if random_weights:
             tell("random weights: the answer means nothing")
-        streamer = None if as_json else TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = None if as_json else Printed(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         said = answer(loaded, processor, question, sequence, max_new_tokens=max_new_tokens, streamer=streamer)
     selector, samples = config.selector_config, sequence.keyframes.tolist()
     seconds = sequence.timestamps[samples].tolist()
@@ -131,7 +138,7 @@ def ask(
     }
     show(as_json, result)
     if not as_json:  # the answer has been printed, word by word
-        times = ", ".join(f"{second:.0f}" for second in seconds)
+        times = ", ".join(in_seconds(sequence.timestamps, samples))
         tell(
             f"{source.num_frames:,} frames, {len(seconds)} of them keyframes (at {times} s); tokens: {patches:,} of "
             f"keyframes, {merged:,} merged, {prompt_tokens:,} of the prompt, {len(said.tokens):,} answered"

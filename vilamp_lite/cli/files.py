@@ -9,7 +9,7 @@ from typer import Argument, Option
 from vilamp_lite import plots
 from vilamp_lite.cli import options
 from vilamp_lite.cli.shown import show, table
-from vilamp_lite.common import require_new, written_whole
+from vilamp_lite.common import require_new, require_text, written_whole
 from vilamp_lite.tinyworld import FAMILIES, describe_haystack, hide, sample_questions, save
 from vilamp_lite.video import SampledVideo
 
@@ -46,6 +46,7 @@ def keyframes(
     as_json: options.AsJson = False,
 ) -> None:
     """Choose the frames of VIDEO that answer QUERY and differ from each other (the paper's Algorithm 1)."""
+    require_text(query)
     if strip is not None:
         _require_writable("--strip", strip, ".png", overwrite)
     from vilamp_lite.encoders import embed_video, load_encoder
@@ -100,6 +101,7 @@ def tinyworld(
 
 def _require_writable(option: str, path: Path, ending: str, overwrite: bool) -> None:
     """Refuse a path that can't be written to, or has a file, before hours of work."""
+    require_text(str(path))
     if path.suffix.lower() != ending or path.is_dir() or not path.resolve().parent.is_dir():
         raise ValueError(f"{option} must name a {ending} file in an existing folder, got {path}")
     require_new(path, overwrite=overwrite)

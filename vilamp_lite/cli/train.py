@@ -10,7 +10,7 @@ from typer import Option
 
 from vilamp_lite import plots, training
 from vilamp_lite.cli import options
-from vilamp_lite.cli.shown import interruptible
+from vilamp_lite.cli.shown import interruptible, show
 from vilamp_lite.common import written_whole
 
 app = typer.Typer(no_args_is_help=True, help="Train a model; a killed run goes on where it stopped.")
@@ -33,7 +33,7 @@ def miniature(
             curves = training.curves(out, study, seed)
             with written_whole(saved.parent / "curves.png") as waiting:
                 plots.training_curves(curves).savefig(waiting)
-            typer.echo(saved)
+            show(False, None, str(saved))
 
 
 @app.command()
@@ -77,7 +77,7 @@ def finetune(
             mixed_precision=mixed_precision,
         )
         if _is_first():
-            typer.echo(saved)
+            show(False, None, str(saved))
 
 
 def _is_first() -> bool:

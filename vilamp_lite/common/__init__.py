@@ -11,6 +11,7 @@ _NAMES = {
     "hub": "IGNORED loaded read_json read_safetensors usable_device",
     "precision": "full_precision",
     "progress": "announced_to is_headless loading_quietly progress_bar stage",
+    "text": "in_seconds one_line require_text visible",
     "stamp": "ROOT make_stamp processor_name short_commit",
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(

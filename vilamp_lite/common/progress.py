@@ -9,6 +9,8 @@ from contextvars import ContextVar
 
 from tqdm.auto import tqdm
 
+from vilamp_lite.common.text import visible
+
 Listener = Callable[[str], AbstractContextManager[None]]
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
@@ -50,7 +52,8 @@ def progress_bar(total: int, unit: str, description: str, initial: int = 0) -> t
     """
     # disable=None: no bar when stderr is not a terminal.
     disable = True if is_headless() or not total else None
-    return tqdm(total=total, initial=initial, unit=f" {unit}", desc=description, disable=disable, dynamic_ncols=True)
+    shown = {"unit": f" {unit}", "desc": visible(description), "dynamic_ncols": True}
+    return tqdm(total=total, initial=initial, disable=disable, **shown)
 
 
 @contextmanager

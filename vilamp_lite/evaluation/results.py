@@ -79,12 +79,12 @@ def kept_result(file: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     Raises:
         ValueError: it is of other settings, or damaged.
     """
-    if not file.is_file():
+    if not os.path.lexists(file):
         return None
     try:
         content = json.loads(file.read_text())
-        found = content["settings"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        found = dict(content["settings"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} is not a result ({error}); delete it, or choose another folder") from error
     wanted = json.loads(json.dumps(settings))
     other = [f"{name} {found.get(name)}, not {value}" for name, value in wanted.items() if found.get(name) != value]

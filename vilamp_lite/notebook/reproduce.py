@@ -35,6 +35,7 @@ from vilamp_lite.common.files import write_json, written_whole
 from vilamp_lite.common.fingerprints import code_checksum
 from vilamp_lite.common.outside import checked, read_yaml
 from vilamp_lite.common.stamp import ROOT, make_stamp
+from vilamp_lite.common.text import visible
 from vilamp_lite.notebook.metrics import recorded
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -400,7 +401,7 @@ def run_notebooks(
     for notebook in notebooks:
         _require_own(notebook, out / notebook.stem)
     for notebook in notebooks:
-        print(f"{notebook.stem} … ", end="", file=sys.stderr, flush=True)
+        print(f"{visible(notebook.stem)} … ", end="", file=sys.stderr, flush=True)
         try:
             run = _run(notebook, out / notebook.stem, values[notebook], parameters or {}, time_limit)
         except BaseException:  # a full disk, or Ctrl-C: what is said of it has a line of its own

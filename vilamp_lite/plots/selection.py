@@ -8,10 +8,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vilamp_lite.common import in_seconds
 from vilamp_lite.evaluation.scenes import PhotoScene
 from vilamp_lite.keyframes import KeyframeSelection
 from vilamp_lite.plots.sequences import ordinal
-from vilamp_lite.plots.style import BLUE, GREEN, GREY, ORANGE, curves_and_line
+from vilamp_lite.plots.style import BLUE, GREEN, GREY, ORANGE, curves_and_line, plain, quoted
 
 
 def contact_sheet(frames: np.ndarray, labels: Sequence[str], columns: int = 6) -> Figure:
@@ -23,7 +24,7 @@ def contact_sheet(frames: np.ndarray, labels: Sequence[str], columns: int = 6) -
         axis.axis("off")
     for axis, frame, label in zip(axes.flat, frames, labels, strict=False):
         axis.imshow(frame)
-        axis.set_title(label, fontsize=8)
+        axis.set_title(plain(label), fontsize=8)
     return figure
 
 
@@ -41,7 +42,9 @@ def frame_similarity(similarity: np.ndarray, timestamps: np.ndarray, scenes: Seq
     for scene in scenes[1:]:
         axis.axhline(scene.start, color="white", linewidth=0.5)
         axis.axvline(scene.start, color="white", linewidth=0.5)
-    axis.set_yticks([(scene.start + scene.end) / 2 for scene in scenes], [scene.title for scene in scenes], fontsize=9)
+    axis.set_yticks(
+        [(scene.start + scene.end) / 2 for scene in scenes], [plain(scene.title) for scene in scenes], fontsize=9
+    )
     axis.set(xlabel="time (s)", title=f"Cosine similarity between the {len(timestamps)} sampled frames")
     axis.grid(False)
     figure.colorbar(image, label="cosine", shrink=0.7, pad=0.02)
@@ -104,7 +107,7 @@ def relevance_curve(
                 fontsize=9,
             )
     axis.margins(x=0.01, y=0.15)
-    axis.set(xlabel="time (s)", ylabel="relevance (cosine)", title=f"“{query}”")
+    axis.set(xlabel="time (s)", ylabel="relevance (cosine)", title=quoted(query))
     if len(keyframes) or len(answers):
         axis.legend(loc="best", fontsize=9)
     return axis.figure
@@ -138,9 +141,10 @@ def film_strip(
     for axis in axes:
         axis.axis("off")
     indices = selection.indices.tolist()
-    for number, (axis, frame, picture) in enumerate(zip(axes, indices, frames, strict=False), start=1):
+    times = in_seconds(timestamps, indices)
+    for number, (axis, frame, time, picture) in enumerate(zip(axes, indices, times, frames, strict=False), start=1):
         axis.imshow(picture)
-        axis.set_title(f"{number}: {timestamps[frame]:.0f} s, chosen {ordinal(rank_of[frame])}", fontsize=8)
+        axis.set_title(f"{number}: {time} s, chosen {ordinal(rank_of[frame])}", fontsize=8)
     relevance_curve(
         selection.relevance.numpy(), timestamps, query, keyframes=indices, answers=answers, axis=curve.subplots()
     )

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from vilamp_lite.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, curves_and_line
+from vilamp_lite.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, curves_and_line, plain
 
 if TYPE_CHECKING:
     from vilamp_lite.configuration import ViLaMPConfig
@@ -39,7 +39,7 @@ def patch_maps(frame: np.ndarray, reference: np.ndarray, maps: Mapping[str, np.n
             extent=(0, frame.shape[1], frame.shape[0], 0),
             interpolation="nearest",
         )
-        axis.set_title(title, fontsize=10)
+        axis.set_title(plain(title), fontsize=10)
         figure.colorbar(image, ax=axis, shrink=0.7, format="%.2f")
     for axis in axes:
         axis.axis("off")

@@ -1,5 +1,6 @@
 """Colours and settings that all figures share."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -7,9 +8,26 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vilamp_lite.common import visible
+
 PALETTE = sns.color_palette("colorblind")
 BLUE, ORANGE, GREEN, GREY = PALETTE[0], PALETTE[1], PALETTE[2], PALETTE[7]
 PURPLE = PALETTE[4]
+
+
+_LINE, _LINES = 110, 3  # of a title, in characters and lines
+
+
+def plain(text: str) -> str:
+    """Text of a user as it is to be drawn: no formula, whatever it says, and nothing that is obeyed."""
+    return visible(text).replace("$", r"\$")
+
+
+def quoted(text: str) -> str:
+    """A question of a user as a title: in quotes, plain, in a few lines; a longer one ends with an ellipsis."""
+    lines = textwrap.wrap(visible(text), _LINE, max_lines=_LINES, placeholder=" …", drop_whitespace=False)
+    whole = "\n".join(map(plain, lines))
+    return f"“{whole}”"
 
 
 def set_style() -> None:

@@ -5,6 +5,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from vilamp_lite.plots.style import plain
+
 
 def sweep_heat_map(table: pd.DataFrame, metric: str, x: str, y: str) -> Figure:
     """Show a metric over two parameters of a sweep, its mean over all others.
@@ -15,6 +17,7 @@ def sweep_heat_map(table: pd.DataFrame, metric: str, x: str, y: str) -> Figure:
         x: the column across.
         y: the column down.
     """
+    table, metric = _as_drawn(table), plain(metric)
     means = table.pivot_table(index=y, columns=x, values=metric, aggfunc="mean")
     figure, axis = plt.subplots(figsize=(2.5 + 0.8 * means.shape[1], 1.5 + 0.5 * means.shape[0]), layout="constrained")
     sns.heatmap(means, annot=True, fmt=".3g", cmap="cividis", cbar_kws={"label": metric}, ax=axis)
@@ -31,6 +34,7 @@ def sweep_curves(table: pd.DataFrame, metric: str, x: str, hue: str | None = Non
         x: the column across.
         hue: the column whose every value has its own curve.
     """
+    table, metric = _as_drawn(table), plain(metric)
     figure, axis = plt.subplots(figsize=(6.6, 3.8), layout="constrained")
     colours = None if hue is None else sns.color_palette("colorblind", table[hue].nunique())
     # All of the values lie between the 0th and the 100th percentile.
@@ -38,6 +42,11 @@ def sweep_curves(table: pd.DataFrame, metric: str, x: str, hue: str | None = Non
     title = _averaged(table, metric, x, hue)
     axis.set_title(title if title == metric else f"{title}, range shaded")
     return figure
+
+
+def _as_drawn(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with names and words as they are to be drawn."""
+    return table.rename(columns=plain).map(lambda value: plain(value) if isinstance(value, str) else value)
 
 
 def _averaged(table: pd.DataFrame, metric: str, *shown: str | None) -> str:

@@ -35,6 +35,7 @@ from vilamp_lite.common.checks import require_finite
 from vilamp_lite.common.files import LOCK, UNFINISHED, alone_in, clear_unfinished, written_whole
 from vilamp_lite.common.fingerprints import file_sha256, tensors_fingerprint
 from vilamp_lite.common.progress import progress_bar
+from vilamp_lite.common.text import require_text
 from vilamp_lite.generation import answer
 from vilamp_lite.modeling import MixedPrecisionSequence, ViLaMPForConditionalGeneration
 from vilamp_lite.processing import ViLaMPProcessor
@@ -95,6 +96,7 @@ class FeatureStore:
         Raises:
             ValueError: the folder holds other files, its manifest is damaged, or it is no folder.
         """
+        require_text(os.fspath(folder))
         store = cls(Path(folder))
         if store.folder.exists() and not store.folder.is_dir():
             raise ValueError(f"{folder} is not a folder: a store is one")
