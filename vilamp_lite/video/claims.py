@@ -157,6 +157,8 @@ def _fragmented(asked: Asked, boxes: list[Box]) -> Verdict:
     jumps = jumps > (np.median(jumps[1:]) if len(jumps) > 2 else np.inf)
     stated = [_samples(asked, start, end) if known else None for start, end, known in fragments]
     entries = asked.stream.index_entries
+    if _is_incomplete(asked):
+        return Verdict(damage=f"it can't be read beyond {asked.seconds(asked.scan.end)}")
     if not jumps.any() and None not in stated and sum(stated) <= len(entries):
         return Verdict()
     places = np.array([entry.pos for entry in entries], np.int64)
@@ -167,8 +169,6 @@ def _fragmented(asked: Asked, boxes: list[Box]) -> Verdict:
         for count, first, after in zip(stated, before, before[1:], strict=False)
         if count is None or after - first < count
     ]
-    if asked.scan.packets < sum(entry.size > 0 for entry in asked.stream.index_entries):
-        return Verdict(damage=f"it can't be read beyond {asked.seconds(asked.scan.end)}")
     if {0, len(places)} & set(unread):
         return Verdict(damage="its first or last fragment can't be read")
     return Verdict(holes=(*skipped, *unread))
