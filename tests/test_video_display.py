@@ -203,7 +203,9 @@ print(int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) // 100
 def measured(path: Path) -> tuple[list[str], int]:
     """What a process of its own prints that reads a whole file, and its memory in MB."""
     command = [sys.executable, "-c", MEASURED, path]
-    *lines, memory = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert not done.stderr
+    *lines, memory = done.stdout.splitlines()
     return lines, int(memory)
 
 

@@ -5,6 +5,8 @@ from io import BytesIO
 
 from PIL import Image
 
+from vilamp_lite.video.display import MAX_PIXELS
+
 _HEADER = b"GIF89a\x01\0\x01\0\0\0\0"  # the file's own stands in front of the first picture only
 
 
@@ -15,9 +17,9 @@ def is_whole_gif_picture(packet: bytes) -> bool:
     """
     data = packet if packet.startswith(b"GIF8") else _HEADER + packet
     try:
-        with warnings.catch_warnings(), Image.open(BytesIO(data), formats=["GIF"]) as picture:
-            warnings.simplefilter("ignore")
-            picture.load()
+        with warnings.catch_warnings(action="ignore"), Image.open(BytesIO(data), formats=["GIF"]) as picture:
+            if picture.width * picture.height <= MAX_PIXELS:  # FFmpeg refuses larger ones
+                picture.load()
     except (OSError, EOFError, ValueError, Image.DecompressionBombError):
         return False
     return True
