@@ -15,7 +15,7 @@ import numpy as np
 from vilamp_lite.video.display import Stored
 
 _EXACT = ("matroska,webm", "ivf", "yuv4mpegpipe", "dv")  # containers whose packets say where in the file their data lie
-_HEADERS = 16  # bytes at most between the data of two packets where nothing but their own headers lies between
+_HEADERS = 32  # bytes at most between the data of two packets where nothing but their own headers lies between
 _MARKED_EARLY = 3  # packets from the one that FFmpeg marks as incomplete to the one behind the break
 _REORDERED = 16  # frames at most that come before one in the file and after it in time
 
