@@ -19,9 +19,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Blip2Visio
 from transformers.initialization import no_init_weights
 
 from vilamp_lite.configuration import QWEN2_7B, SIGLIP_SO400M, ViLaMPConfig
+from vilamp_lite.costs.as_paper import TABLE_5, flops_as_paper, table_5
 from vilamp_lite.costs.shapes import GPUS, VisionTower, Workload
 from vilamp_lite.costs.stages import Costs
-from vilamp_lite.costs.tables import PEER_MODELS, costs_by_frames, model_costs, peer_costs, shares_of_peer
+from vilamp_lite.costs.tables import PEER_MODELS, costs_by_frames, model_costs, peer_costs
 from vilamp_lite.costs.vilamp import released_code_costs, vilamp_costs
 from vilamp_lite.evaluation.results import load_result
 from vilamp_lite.modeling import ViLaMPForConditionalGeneration
@@ -222,23 +223,16 @@ def test_a_clip_is_padded_and_dropped_frames_are_not_read() -> None:
     assert peer_costs("longvu", Workload(10_000)).visual_tokens == 400 * 64
 
 
-def test_no_way_of_counting_gives_the_quoted_share() -> None:
-    """18.4 % of VideoChat-Flash's FLOPs at 8,192 frames (trust C): ninety countings, none gives it to three digits."""
-    rows = shares_of_peer()
-    assert len(rows) == 90
-    share = {(row["way"], row["tokens_per_keyframe"], row["attention"], row["scope"]): row["share"] for row in rows}
-    assert len(share) == 90
-    # The language model's prefill alone, worked out independently.
-    for tokens, attention, expected in ((196, "causal", 4.5), (729, "causal", 11.8), (196, "square", 3.2)):
-        assert 100 * share["paper", tokens, attention, "prefill"] == pytest.approx(expected, abs=0.05)
-    assert 100 * share["paper", 729, "square", "prefill"] == pytest.approx(9.4, abs=0.05)
-    # Without any attention it is the share of tokens.
-    tokens = ViLaMPConfig.paper().visual_tokens(8192) / (8192 * 16)
-    assert share["paper", 196, "none", "prefill"] == pytest.approx(tokens, rel=1e-2)
-    assert share["paper", 196, "causal", "all to the first token"] > 0.8
-    nearest = min(share, key=lambda way: abs(share[way] - 0.184))
-    assert nearest == ("released code", 729, "square", "prefill, connectors, merging, selector")
-    assert 0.001 < abs(share[nearest] - 0.184) < 0.005
+def test_the_papers_own_counting_is_found() -> None:
+    """Table 5's four figures, each within 0.5 %, and the parts of one by hand."""
+    for row in table_5():
+        assert row["tflops"] == pytest.approx(row["paper"], rel=5e-3)
+    # A frame: patch embedding and 26 layers of SigLIP, the projector; a token: 28 layers of Qwen2-7B without its head.
+    layer = 4 * 1152**2 + 2 * 1152 * 4304
+    frame = 729 * (3 * 14**2 * 1152 + 26 * layer + 1152 * 3584 + 3584**2)
+    token = 28 * (2 * 3584**2 + 2 * 3584 * 512 + 3 * 3584 * 18944)
+    assert flops_as_paper(64, 100) == pytest.approx(64 * frame + (32 * 196 + 32 + 1 + 100) * token, rel=1e-6)
+    assert [row["frames"] for row in table_5(100)] == [64, 100, 256, 1024, 8192]
 
 
 def test_time_is_flops_over_the_stated_part_of_the_peak() -> None:
@@ -392,3 +386,12 @@ def test_figures_draw_the_rows() -> None:
     for panel, column in ((alone, "prefill_causal"), (everything, "flops_causal")):
         drawn = {line.get_label(): line.get_ydata().tolist() for line in panel.get_lines()}
         assert drawn["ViLaMP"] == [row[column] / 1e12 for row in rows[:3]]
+
+
+def test_the_command_counts_as_the_paper(vilamp: Vilamp, refusal: Refusal) -> None:
+    code, out, _ = vilamp("costs", "--as-paper", "--frames", 100, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert {row["frames"]: row["paper"] for row in found["rows"]} == {100: None, **TABLE_5}
+    assert "Left out" in found["notes"][1]
+    assert "--model" in refusal("costs", "--as-paper", "--model", "longva")

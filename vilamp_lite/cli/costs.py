@@ -7,7 +7,7 @@ from typer import Option
 from vilamp_lite.cli.options import AsJson, Dtype
 from vilamp_lite.cli.shown import show, table
 from vilamp_lite.common import choice
-from vilamp_lite.costs import GPUS, PEER_MODELS, Workload, model_costs
+from vilamp_lite.costs import GPUS, LEFT_OUT, PEER_MODELS, Workload, model_costs, table_5
 
 
 def costs(
@@ -27,12 +27,27 @@ def costs(
     batch_size: Annotated[int, Option(help="Frames in a vision tower at a time.")] = 8,
     utilisation: Annotated[float, Option(help="Part of the GPU's peak that is reached, above 0 to 1.")] = 0.4,
     decode_rate: Annotated[float, Option(help="Frames sampled per second in one pass of decoding.")] = 100.0,
+    as_paper: Annotated[bool, Option("--as-paper", help="Count FLOPs as the paper's Table 5 does, beside it.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what a long video costs, stage by stage: tokens, FLOPs, memory, what fits, and estimated seconds.
 
     Nothing runs: the figures follow from the models' shapes and the GPU's data sheet.
     """
+    if as_paper:
+        choice("--model", model, ("vilamp", "vilamp-released"))
+        rows = table_5(frames)
+        shown = [
+            {
+                "frames": f"{row['frames']:,}",
+                "here": row["tflops"],
+                "in the paper": row["paper"],
+                "apart, %": row["apart_percent"],
+            }
+            for row in rows
+        ]
+        show(as_json, {"rows": rows, "notes": LEFT_OUT}, table("TFLOPs of ViLaMP, as in Table 5", shown), *LEFT_OUT)
+        return
     card = GPUS[choice("--gpu", gpu, tuple(GPUS))]
     workload = Workload(frames, prompt_tokens, answer_tokens, dtype, batch_size)
     result = model_costs(model, workload, keyframes).on(card, utilisation=utilisation, decode_rate=decode_rate)

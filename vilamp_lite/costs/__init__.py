@@ -7,7 +7,8 @@ _NAMES = {
     "stages": "Costs CostStage DECODE_RATE UTILISATION",
     "vilamp": "all_at_once_memory released_code_costs vilamp_costs",
     "peers": "PEER_MODELS Peer",
-    "tables": "MODELS SCOPES costs_by_frames model_costs peer_costs shares_of_peer",
+    "tables": "MODELS costs_by_frames model_costs peer_costs",
+    "as_paper": "LEFT_OUT TABLE_5 TABLE_5_VIDEOCHAT_FLASH flops_as_paper table_5",
     "room": "VIDEO_BYTES preflight",
 }
 __getattr__, __dir__, __all__ = lazy_loader.attach(

@@ -1,12 +1,11 @@
 """ViLaMP beside its peers: tables of costs by frames."""
 
-import itertools
 from collections.abc import Iterable
 from typing import Any
 
 from vilamp_lite.common.checks import choice
 from vilamp_lite.costs.peers import PEER_MODELS
-from vilamp_lite.costs.shapes import ATTENTION, GPUS, Gpu, Workload
+from vilamp_lite.costs.shapes import GPUS, Gpu, Workload
 from vilamp_lite.costs.stages import DECODE_RATE, UTILISATION, Costs, CostStage
 from vilamp_lite.costs.vilamp import answering, connector_flops, released_code_costs, vilamp_costs
 
@@ -135,59 +134,6 @@ def costs_by_frames(
                     "fits": there["fits"],
                     "seconds_to_first_token": there["seconds_to_first_token"],
                     "documented": None if limit is None else number <= limit,
-                }
-            )
-    return rows
-
-
-# What a table of FLOPs may have counted, and left out.
-SCOPES = {
-    "prefill": ("selector", "vision tower", "merging", "connectors", "decode"),
-    "prefill, connectors, merging": ("selector", "vision tower", "decode"),
-    "prefill, connectors, merging, selector": ("vision tower", "decode"),
-    "prefill, connectors, merging, vision tower": ("selector", "decode"),
-    "all to the first token": ("decode",),
-}
-
-
-def shares_of_peer(num_frames: int = 8192, peer: str = "videochat-flash") -> list[dict[str, Any]]:
-    """Divide ViLaMP's FLOPs by a peer's, in every way of counting that comes to mind (paper, Table 5).
-
-    The paper is said to find 18.4 % of VideoChat-Flash's FLOPs at 8,192 frames (trust C); it is not known what was
-    counted. Video tokens alone are read: no prompt, no answer.
-
-    Args:
-        num_frames: N.
-        peer: a name in `PEER_MODELS`.
-
-    Returns:
-        A row for each of three ways of working ("paper" and "released" stream, "released code" does not), 196 or 729
-        tokens per keyframe, three ways of counting attention, and `SCOPES`: way, tokens_per_keyframe, attention,
-        scope, flops, peer_flops, share.
-    """
-    from vilamp_lite.configuration import ViLaMPConfig
-
-    workload = Workload(num_frames, prompt_tokens=0)
-    other = peer_costs(peer, workload)
-    ways = {
-        "paper": lambda pooling: vilamp_costs(ViLaMPConfig.paper(keyframe_pooling=pooling), workload),
-        "released": lambda pooling: vilamp_costs(ViLaMPConfig.released(keyframe_pooling=pooling), workload),
-        "released code": lambda pooling: released_code_costs(workload, keyframe_pooling=pooling),
-    }
-    rows = []
-    for (way, costs_with), pooling in itertools.product(ways.items(), ("bilinear", "none")):
-        costs = costs_with(pooling)
-        for attention, (scope, without) in itertools.product(ATTENTION, SCOPES.items()):
-            flops, others = (each.flops(attention, without=without) for each in (costs, other))
-            rows.append(
-                {
-                    "way": way,
-                    "tokens_per_keyframe": 196 if pooling == "bilinear" else 729,
-                    "attention": attention,
-                    "scope": scope,
-                    "flops": flops,
-                    "peer_flops": others,
-                    "share": flops / others,
                 }
             )
     return rows

@@ -48,7 +48,7 @@ def vilamp_costs(config: "ViLaMPConfig", workload: Workload, num_keyframes: int 
     if config.keyframe_block:
         raise ValueError("costs are of the paper's model, which has no keyframe_block")
     selector, query_tower, projections, selector_weights = _selector(config)
-    tower, language = _tower(config.vision_config), _language(config.text_config)
+    tower, language = tower_shape(config.vision_config), language_shape(config.text_config)
 
     linear, attention = selector.flops(frames)
     query_tokens = config.selector_config.text_config.max_position_embeddings
@@ -229,7 +229,8 @@ def _body(config: "PreTrainedConfig") -> Transformer:
     )
 
 
-def _tower(config: "PreTrainedConfig") -> VisionTower:
+def tower_shape(config: "PreTrainedConfig") -> VisionTower:
+    """The shape of a SigLIP or CLIP vision tower."""
     body = _body(_of_kind(config, "siglip_vision_model", "clip_vision_model"))
     if getattr(config, "vision_use_head", False):
         raise ValueError("costs know no pooling head: set vision_use_head=False in vision_config")
@@ -247,13 +248,14 @@ def _tower(config: "PreTrainedConfig") -> VisionTower:
 def _selector(config: "ViLaMPConfig") -> tuple[VisionTower, Transformer, tuple[int, int], int]:
     """A CLIP's vision tower, its text layers, the weights of its two projections, and all its weights."""
     selector = _of_kind(config.selector_config, "clip")
-    tower, text = _tower(selector.vision_config), _body(selector.text_config)
+    tower, text = tower_shape(selector.vision_config), _body(selector.text_config)
     projections = (tower.body.width * selector.projection_dim, text.width * selector.projection_dim)
     embeddings = selector.text_config.vocab_size + selector.text_config.max_position_embeddings
     return tower, text, projections, tower.weights + text.weights + sum(projections) + embeddings * text.width
 
 
-def _language(config: "PreTrainedConfig") -> LanguageModel:
+def language_shape(config: "PreTrainedConfig") -> LanguageModel:
+    """The shape of a Qwen2 or a Llama."""
     body = _body(_of_kind(config, "qwen2", "llama"))
     if config.tie_word_embeddings:
         raise ValueError("costs know language models with a head of their own: set tie_word_embeddings=False")
