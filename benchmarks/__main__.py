@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks import end_to_end, gpu, keyframes, merging, questions, render, video
+from benchmarks import damage, end_to_end, gpu, keyframes, merging, questions, render, video
 from benchmarks.measure import RESULTS, columns
 
 INTRODUCTION = """# Benchmarks
@@ -21,6 +21,7 @@ BENCHMARKS = {
     "end_to_end": end_to_end,
     "questions": questions,
     "render": render,
+    "damage": damage,
 }
 
 

@@ -268,6 +268,10 @@ CONTRADICTIONS = {
     "one chunk, one frame in it": [(b"stsc", 16, ONE), (b"stco", 8, ONE)],
     "a clock that stands": [(b"mdhd", 16, NOTHING)],
     "no header of the clock": [(b"mdhd", 0, NOTHING)],
+    "a clock of the edit list that races": [(b"mvhd", 16, (1 << 17).to_bytes(4))],
+    "no part of the edit list": [(b"elst", 8, NOTHING)],
+    "an edit list from before the beginning": [(b"elst", 16, (2**32 - 20480).to_bytes(4))],
+    "more frames than bytes": [(b"stsz", 12, (1 << 29).to_bytes(4))],
 }
 
 
@@ -305,6 +309,24 @@ def test_a_fragment_that_cannot_be_read_on_is_refused(whole, tmp_path):
     data[table + 20 : table + 24] = b"\x7f\xff\x02\x00"
     (tmp_path / "a.mp4").write_bytes(data)
     assert "is damaged: it can't be read beyond" in told(tmp_path / "a.mp4")
+
+
+FRAGMENTS = {
+    "none is counted": (b"mfhd", -4, NOTHING),
+    "data to the end": (b"mdat", -4, NOTHING),
+    "a header longer than its fragment": (b"tfdt", -4, b"\xff"),
+    "more frames than bytes": (b"trun", 8, (1 << 29).to_bytes(4)),
+}
+
+
+@pytest.mark.parametrize("kind", FRAGMENTS)
+def test_a_damaged_fragment_is_noticed(kind, whole, tmp_path):
+    name, offset, new = FRAGMENTS[kind]
+    data = bytearray(whole("frag.mp4").read_bytes())
+    at = [match.start() for match in re.finditer(name, data)][2] + offset
+    data[at : at + len(new)] = new
+    (tmp_path / "a.mp4").write_bytes(data)
+    assert re.search(r"is damaged: |run backwards, .* damage\)", told(tmp_path / "a.mp4"))
 
 
 def test_a_count_that_does_not_fit_is_refused(whole, tmp_path):

@@ -42,11 +42,11 @@ if __name__ == "__main__":
     parser.add_argument("count", type=int, help="cases for each seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/fuzz"), help="where failing files stay")
-    parser.add_argument("--json", action="store_true", help="print the cases instead")
+    parser.add_argument("--json", action="store_true", help="print cases and table as JSON")
     options = parser.parse_args()
     cases = [case for seed in options.seeds for case in campaign(options.count, seed, options.folder / str(seed))]
     if options.json:
-        print(json.dumps([case._asdict() for case in cases]))
+        print(json.dumps({"cases": [case._asdict() for case in cases], "table": table(cases)}))
     else:
         for first, *others in table(cases):
             print(f"{first:16}", *(f"{other:>9}" for other in others))

@@ -148,7 +148,10 @@ def is_allowed(kind: str, numbers: list[int], damage: str, base: str) -> bool:
         return ends_untold(damage, base)
     if damage not in ("flip", "header"):
         return False
-    # Another rate: every frame, evenly spaced; or, in a GIF, where each frame has its own, for as long as that says.
-    step = (FRAMES - 1) / max(len(numbers) - 1, 1)
-    is_even = all(abs(number - step * sample) <= 1 for sample, number in enumerate(numbers))
+    # Another rate: every frame, evenly spaced, the last one up to the length that another header states; or, in a GIF,
+    # where each frame has a rate of its own, for as long as that says.
+    step = (FRAMES - 1) / max(numbers.index(numbers[-1]), 1)
+    is_even = numbers[-1] == FRAMES - 1 and all(
+        abs(number - min(step * sample, FRAMES - 1)) <= 1 for sample, number in enumerate(numbers)
+    )
     return is_even or (base.endswith(".gif") and sorted(numbers) == numbers and set(numbers) == set(OWN))

@@ -99,6 +99,22 @@ def _no_claim(asked: Asked) -> Verdict:
     return Verdict()
 
 
+def refuse_absurd_counts(path: Path) -> None:
+    """Refuse an MP4 file that counts more frames than it has bytes, for which FFmpeg would fill the memory.
+
+    Raises:
+        VideoError: If it does.
+    """
+    with path.open("rb") as file:
+        asked = Asked(file, path.stat().st_size, None, None, None)
+        counts = [
+            asked.number(start + (8 if name == b"stsz" else 4), 4) for name, start in _counting(asked, 0, asked.size)
+        ]
+    if max(counts, default=0) > asked.size:
+        words = f"its tables count {max(counts):,} frames in {asked.size:,} bytes"
+        raise VideoError(f"{path}: is damaged: {words}; copy or download it again")
+
+
 # --- MP4, MOV ----------------------------------------------------------------------------------------------------
 
 Box = tuple[bytes, int, int]  # name, start and end of the content
@@ -118,6 +134,15 @@ def _boxes(asked: Asked, start: int, end: int) -> Iterator[Box]:
             return
         yield name, start + header, start + size
         start += size
+
+
+def _counting(asked: Asked, start: int, end: int) -> Iterator[tuple[bytes, int]]:
+    """Yield name and start of the boxes that count frames."""
+    for name, inner, outer in _boxes(asked, start, end):
+        if name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"):
+            yield from _counting(asked, inner, outer)
+        elif name in (b"stsz", b"trun"):
+            yield name, inner
 
 
 def _inside(asked: Asked, box: Box, *names: bytes) -> Box | None:
@@ -148,7 +173,12 @@ def _fragmented(asked: Asked, boxes: list[Box]) -> Verdict:
     for _, start, _ in (box for box in boxes if box[0] == b"sidx"):
         if cut := asked.too_long("index of segments", _segments_end(asked, start)):
             return Verdict(cut)
-    end = next((start - 8 for name, start, _ in boxes if not name.isalnum()), boxes[-1][2])
+    if len(fragments) < sum(name == b"moof" for name, *_ in boxes):
+        return Verdict(damage="one of its fragments can't be read")
+    # A last box may say 0 for "up to the end": in the middle of a file that is damage.
+    end = next(
+        (start - 8 for name, start, _ in boxes if not name.isalnum() or not asked.number(start - 8, 4)), asked.size
+    )
     rest = (asked.at(place, _MUCH + 4) for place in range(end, asked.size, _MUCH))
     if any(b"moof" in part or b"mfra" in part for part in rest):
         return Verdict(damage=f"the chain of its boxes breaks at byte {end:,}")
@@ -159,7 +189,13 @@ def _fragmented(asked: Asked, boxes: list[Box]) -> Verdict:
     entries = asked.stream.index_entries
     if _is_incomplete(asked):
         return Verdict(damage=f"it can't be read beyond {asked.seconds(asked.scan.end)}")
+    if wrong := _equal_times(asked.scan.ticks):
+        return Verdict(damage=wrong)
     if not jumps.any() and None not in stated and sum(stated) <= len(entries):
+        if sum(stated) > asked.scan.packets:
+            return Verdict(
+                damage=f"{asked.scan.packets} of the {sum(stated)} frames that its fragments count can be read"
+            )
         return Verdict()
     places = np.array([entry.pos for entry in entries], np.int64)
     before = np.searchsorted(np.sort(places), [*(start for start, *_ in fragments), asked.size]).tolist()
@@ -192,7 +228,7 @@ def _samples(asked: Asked, start: int, end: int) -> int | None:
     for track in tracks:
         parts = list(_boxes(asked, *track[1:]))
         header = next((start for name, start, _ in parts if name == b"tfhd"), None)
-        if header is None or not {name for name, *_ in parts} <= _IN_TRACK:
+        if header is None or parts[-1][2] > track[2] or not {name for name, *_ in parts} <= _IN_TRACK:
             return None
         if asked.number(header + 4, 4) == asked.stream.id:
             count += sum(asked.number(start + 4, 4) for name, start, _ in parts if name == b"trun")
@@ -220,15 +256,18 @@ def _tables(asked: Asked, movie: Box) -> Verdict:
     if not clock:
         return Verdict(damage="its clock has 0 ticks a second")
     placed = min(len(stream.index_entries), _in_chunks(asked, parts))
-    if placed < stated and not scan.hidden and not _is_edited(asked, movie, track, length / clock):
+    edits = _edits(asked, movie, track)
+    is_edited = len(edits) > 1 or any(seconds < 0.9 * length / clock for seconds, _ in edits)
+    if placed < stated and not scan.hidden and not is_edited:
         return Verdict(damage=f"its tables contradict one another: {stated} frames are listed, {placed} have a place")
-    shifted = _table(asked, parts[b"ctts"], 2)[:, 0].sum() if b"ctts" in parts else stated
-    shift = (scan.first[0] or 0) - (scan.first[1] or 0)
-    if not 0.99 * stated <= shifted <= 1.01 * stated or shift > max(length, clock):
+    if stated > 1 and any(seconds < length / clock / stated or start < -1 for seconds, start in edits):
+        return Verdict(damage="its edit list shows what isn't there")
+    shifted, shift = _table(asked, parts[b"ctts"], 2).T if b"ctts" in parts else (np.array([stated]), np.zeros(1))
+    furthest = np.abs(shift.astype(np.int32).astype(np.int64)).max(initial=0)
+    if not 0.99 * stated <= shifted.sum() <= 1.01 * stated or furthest > max(length, clock):
         return Verdict(damage="its table of times is wrong: it shifts frames from where they are decoded to nowhere")
-    shown, distinct = len(scan.ticks), len(set(scan.ticks))
-    if distinct < 0.9 * shown:
-        return Verdict(damage=f"its table of times is wrong: {shown} frames have {distinct} different times")
+    if wrong := _equal_times(scan.ticks):
+        return Verdict(damage=wrong)
     steps = np.diff(np.unique(scan.ticks))
     usual = np.median(steps) if len(steps) else 0
     if (np.abs(steps - usual) <= usual / 10).sum() > 0.9 * len(steps) and (near := int((steps < usual / 10).sum())):
@@ -245,14 +284,22 @@ def _tables(asked: Asked, movie: Box) -> Verdict:
     return Verdict()
 
 
+def _equal_times(ticks: list[int]) -> str:
+    """Say whether many frames are shown at the time of another."""
+    shown, distinct = len(ticks), len(set(ticks))
+    return (
+        f"its table of times is wrong: {shown} frames have {distinct} different times" if distinct < 0.9 * shown else ""
+    )
+
+
 def _is_track(asked: Asked, box: Box) -> bool:
     header = box[0] == b"trak" and _inside(asked, box, b"tkhd")
     return bool(header) and asked.number(header[1] + (20 if asked.number(header[1], 1) else 12), 4) == asked.stream.id
 
 
 def _table(asked: Asked, start: int, columns: int) -> np.ndarray:
-    """Read a table of numbers [rows, columns]."""
-    data = asked.at(start + 8, 4 * columns * asked.number(start + 4, 4))
+    """Read a table of numbers [rows, columns]: as many as it says, or has room for."""
+    data = asked.at(start + 8, min(4 * columns * asked.number(start + 4, 4), asked.number(start - 8, 4)))
     return np.frombuffer(data[: len(data) // (4 * columns) * 4 * columns], ">u4").reshape(-1, columns)
 
 
@@ -263,14 +310,18 @@ def _in_chunks(asked: Asked, parts: dict[bytes, int]) -> int:
     return int((np.diff(first, append=chunks + 1) * samples).sum())
 
 
-def _is_edited(asked: Asked, movie: Box, track: Box, seconds: float) -> bool:
-    """Say whether an edit list leaves out some of a track."""
+def _edits(asked: Asked, movie: Box, track: Box) -> list[tuple[float, int]]:
+    """Read how many seconds each part of an edit list shows, and from which tick on: −1 for none at all."""
     edits, header = _inside(asked, track, b"edts", b"elst"), _inside(asked, movie, b"mvhd")
     if not edits or not header:
-        return False
+        return []
     clock, _ = _clock(asked, header[1])
-    parts, width = asked.number(edits[1] + 4, 4), 8 if asked.number(edits[1], 1) else 4
-    return parts > 1 or asked.number(edits[1] + 8, width) < 0.9 * seconds * clock
+    width = 8 if asked.number(edits[1], 1) else 4
+    data = asked.at(edits[1] + 8, edits[2] - edits[1] - 8)
+    parts = [data[at : at + 2 * width] for at in range(0, len(data), 2 * width + 4)]
+    if len(parts) != asked.number(edits[1] + 4, 4):
+        return [(0.0, 0)]
+    return [(int.from_bytes(part[:width]) / (clock or 1), int.from_bytes(part[width:], signed=True)) for part in parts]
 
 
 def _clock(asked: Asked, header: int) -> tuple[int, int]:
@@ -360,12 +411,14 @@ def _leads(asked: Asked, last: int, to: int) -> tuple[bool, int, int]:
 def _declared_end(asked: Asked) -> Fraction | None:
     """Return the video's end in seconds as the header has it: its own, or the file's if it is alone in there."""
     hours, *rest = asked.stream.metadata.get("DURATION", "").split(":")  # 00:01:30.500000000
+    whole = None
+    if asked.container.duration:
+        whole = Fraction(asked.container.duration + max(asked.container.start_time or 0, 0), av.time_base)
     with suppress(ValueError):
         minutes, seconds = rest
-        return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)
-    if len(asked.container.streams) == 1 and asked.container.duration:
-        return Fraction(asked.container.duration + max(asked.container.start_time or 0, 0), av.time_base)
-    return None
+        own = 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)
+        return own if whole is None else min(own, whole)
+    return whole if len(asked.container.streams) == 1 else None
 
 
 # --- Others ------------------------------------------------------------------------------------------------------
@@ -541,6 +594,11 @@ def _rm(asked: Asked) -> Verdict:
     return Verdict(asked.too_long("part that holds the data", end) if name == b"DATA" else "")
 
 
+def _raw(asked: Asked) -> Verdict:
+    """No container says when its pictures are shown."""
+    return Verdict(doubt=f"it states no times; {float(asked.stream.average_rate or 25):g} frames a second are supposed")
+
+
 def _y4m(asked: Asked) -> Verdict:
     return Verdict("its last frame is incomplete" if asked.at(asked.scan.claimed, 5) == b"FRAME" else "")
 
@@ -576,10 +634,15 @@ _CLAIMS: dict[str, Callable[[Asked], Verdict]] = {
     "flv": _flv,
     "gif": _gif,
     "ivf": _ivf,
+    "h264": _raw,
+    "hevc": _raw,
+    "m4v": _raw,
     "matroska": _matroska,
+    "mjpeg": _raw,
     "mov": _mov,
     "mpeg": _mpeg,
     "mpegts": _mpegts,
+    "mpegvideo": _raw,
     "mxf": _mxf,
     "nut": _nut,
     "ogg": _ogg,

@@ -12,7 +12,7 @@ from typing import Any
 import av
 import numpy as np
 
-from vilamp_lite.video.claims import verdict
+from vilamp_lite.video.claims import refuse_absurd_counts, verdict
 from vilamp_lite.video.display import (
     MAX_PIXELS,
     Size,
@@ -64,6 +64,8 @@ class Damage:
 def read_timeline(path: Path) -> Timeline:
     """Scan a file, look at its first frame, and refuse it if it is cut short; it is opened once."""
     version = version_of(path) if path.is_file() else (0, 0)
+    if version[0]:
+        refuse_absurd_counts(path)
     container, stream = open_video(path)
     with container:
         warn_of_other_streams(path, container, stream)
