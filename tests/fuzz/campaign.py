@@ -109,7 +109,7 @@ def judged(report: dict[str, Any], damage: str, base: str) -> tuple[str, str]:
         untold = missing if ends_untold(damage, base) else 0
         return "warned" if stated >= wrong + missing + extra - untold else "too few", detail
     kind = silent_kind(report, wrong)
-    return "allowed" if is_allowed(kind, numbers, damage, base) else kind, f"{kind}: {detail}"
+    return "allowed" if is_allowed(kind, report, damage, base) else kind, f"{kind}: {detail}"
 
 
 def misplaced(report: dict[str, Any]) -> int:
@@ -138,8 +138,9 @@ def ends_untold(damage: str, base: str) -> bool:
     return base.endswith(".ts") and damage in ("cut_short", "cut_end")
 
 
-def is_allowed(kind: str, numbers: list[int], damage: str, base: str) -> bool:
+def is_allowed(kind: str, report: dict[str, Any], damage: str, base: str) -> bool:
     """Whether the file itself can't tell. This list may not grow."""
+    numbers = report["numbers"]
     if damage == "itself":
         return numbers == 2 * OWN
     if kind == "pixels":  # the decoder passed them; FFmpeg counts these two's small headers to the packets
@@ -149,9 +150,10 @@ def is_allowed(kind: str, numbers: list[int], damage: str, base: str) -> bool:
     if damage not in ("flip", "header"):
         return False
     # Another rate: every frame, evenly spaced, the last one up to the length that another header states; or, in a GIF,
-    # where each frame has a rate of its own, for as long as that says.
+    # where each frame has a rate of its own beside the colour that it leaves out, all of them in order.
+    if base.endswith(".gif"):
+        readable = [number for number in numbers if number != UNREADABLE]
+        return report["frames"] == FRAMES and sorted(readable) == readable
     step = (FRAMES - 1) / max(numbers.index(numbers[-1]), 1)
-    is_even = numbers[-1] == FRAMES - 1 and all(
-        abs(number - min(step * sample, FRAMES - 1)) <= 1 for sample, number in enumerate(numbers)
-    )
-    return is_even or (base.endswith(".gif") and sorted(numbers) == numbers and set(numbers) == set(OWN))
+    is_even = all(abs(number - min(step * sample, FRAMES - 1)) <= 1 for sample, number in enumerate(numbers))
+    return numbers[-1] == FRAMES - 1 and is_even

@@ -394,6 +394,8 @@ def _matroska(asked: Asked) -> Verdict:
     declared, reached = _declared_end(asked), scan.end * asked.stream.time_base
     if not leads and declared is not None and declared > reached + Fraction(1, 20):
         return Verdict(f"the pictures stop at {float(reached):.2f} s of {float(declared):.2f} s")
+    if not leads and length is not None:
+        holes.append(scan.packets)  # the last frames in the file need not be the last ones shown
     return Verdict(holes=tuple(holes), end=declared)
 
 
