@@ -394,4 +394,4 @@ def test_the_command_counts_as_the_paper(vilamp: Vilamp, refusal: Refusal) -> No
     assert code == 0
     assert {row["frames"]: row["paper"] for row in found["rows"]} == {100: None, **TABLE_5}
     assert "Left out" in found["notes"][1]
-    assert "--model" in refusal("costs", "--as-paper", "--model", "longva")
+    assert "--gpu, --model" in refusal("costs", "--as-paper", "--model", "longva", "--gpu", "rtx-4090")

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from typer import Option
+from typer import Context, Option
 
 from vilamp_lite.cli.options import AsJson, Dtype
 from vilamp_lite.cli.shown import show, table
@@ -11,6 +11,7 @@ from vilamp_lite.costs import GPUS, LEFT_OUT, PEER_MODELS, Workload, model_costs
 
 
 def costs(
+    context: Context,
     frames: Annotated[int, Option(help="N, frames of the video that are sampled.")] = 10_000,
     gpu: Annotated[str, Option(help=f"One of {', '.join(GPUS)}.")] = "a100-80gb",
     model: Annotated[
@@ -27,7 +28,13 @@ def costs(
     batch_size: Annotated[int, Option(help="Frames in a vision tower at a time.")] = 8,
     utilisation: Annotated[float, Option(help="Part of the GPU's peak that is reached, above 0 to 1.")] = 0.4,
     decode_rate: Annotated[float, Option(help="Frames sampled per second in one pass of decoding.")] = 100.0,
-    as_paper: Annotated[bool, Option("--as-paper", help="Count FLOPs as the paper's Table 5 does, beside it.")] = False,
+    as_paper: Annotated[
+        bool,
+        Option(
+            "--as-paper",
+            help="Print the paper's Table 5 for ViLaMP beside FLOPs counted its way; takes --frames alone.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what a long video costs, stage by stage: tokens, FLOPs, memory, what fits, and estimated seconds.
@@ -35,7 +42,10 @@ def costs(
     Nothing runs: the figures follow from the models' shapes and the GPU's data sheet.
     """
     if as_paper:
-        choice("--model", model, ("vilamp", "vilamp-released"))
+        others = context.params.keys() - {"frames", "as_paper", "as_json"}
+        if given := sorted(name for name in others if context.get_parameter_source(name).name != "DEFAULT"):
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ValueError(f"--as-paper is Table 5's own ViLaMP, which {options} can't change: leave it out")
         rows = table_5(frames)
         shown = [
             {
