@@ -2,6 +2,7 @@
 
 import re
 import struct
+import tracemalloc
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -280,6 +281,16 @@ def test_tables_that_contradict_one_another_are_refused(kind, whole, tmp_path):
     for name in ("plain.mp4", "fast.mp4"):
         with pytest.raises(VideoError, match=r"is damaged: its .* copy or download it again|, or damage\)"):
             probe(patched(whole(name), tmp_path / name, *CONTRADICTIONS[kind]))
+
+
+def test_no_room_is_made_for_what_the_file_has_not(whole, tmp_path):
+    path = patched(whole("plain.mp4"), tmp_path / "a.mp4", (b"elst", -4, b"\xff" * 4))
+    tracemalloc.start()
+    with pytest.raises(VideoError, match="is damaged: its edit list shows what isn't there"):
+        probe(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
 
 
 def test_times_that_the_header_doubts_are_warned_of(whole, tmp_path):

@@ -53,7 +53,7 @@ class Asked(NamedTuple):
         if not 0 <= place < self.size:
             return b""
         self.file.seek(place)
-        return self.file.read(count)
+        return self.file.read(min(count, self.size))  # Python makes room for all that is asked for
 
     def number(self, place: int, count: int, order: str = "big") -> int:
         """Read an unsigned number."""

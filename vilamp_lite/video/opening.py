@@ -29,6 +29,9 @@ _PLAYLISTS = {
     "DASH": rb"(<\?xml.*?)?<MPD\b",
     "Smooth Streaming": rb"(<\?xml.*?)?<SmoothStreamingMedia\b",
 }
+# Codecs that FFmpeg with several threads decodes to other pictures now and then: a frame's thread doesn't wait for all
+# of the frame before.
+_RACING = ("theora", "vp3", "vp4")
 
 ENCRYPTED = "is encrypted (DRM); pass a copy that is not"
 TOO_LARGE = f"its pictures hold more than {MAX_PIXELS // 10**6} million pixels each; scale them down with ffmpeg"
@@ -64,7 +67,7 @@ def open_video(path: Path) -> Opened:
         objection = TOO_LARGE
     else:
         # Not PyAV's default, "SLICE": with it the H.264 decoder reports no damage at all, `explode` or not.
-        stream.thread_type = "AUTO"
+        stream.thread_type = "NONE" if stream.codec.canonical_name in _RACING else "AUTO"
         stream.codec_context.options = {"err_detect": "explode"} | _LIMIT
         return container, stream
     container.close()
