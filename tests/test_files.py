@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -89,6 +90,29 @@ def test_a_writer_whose_folder_is_cleared_before_it_is_locked_gets_one(
     with written_whole(tmp_path / "table.csv") as waiting:
         waiting.write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+
+
+def write_many(folder: Path, names: str) -> None:
+    """Write files one after the other, each of which begins with clearing and ends with removing a folder."""
+    for name in names:
+        for number in range(40):
+            path = folder / f"{name}{number}"
+            with written_whole(path) as waiting:
+                waiting.write_text(path.name)
+
+
+def test_writers_in_one_folder_leave_each_other_alone(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=write_many, args=(tmp_path, names)) for names in ("abc", "def", "ghi", "jkl")]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0] * 4
+    with written_whole(tmp_path / "last") as waiting:
+        waiting.write_text("last")
+    names = {"last", *(f"{name}{number}" for name in "abcdefghijkl" for number in range(40))}
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: name for name in names}
 
 
 def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 LOCK = ".lock"
 UNFINISHED = ".vilamp-unfinished-"  # begins the name of a folder that holds what is being written beside it
@@ -69,11 +69,18 @@ def unfinished(beside: Path) -> Iterator[Path]:
     except OSError as error:
         error.filename = str(beside)  # not a name that nobody gave
         raise
-    try:
-        with FileLock(folder / LOCK):  # which makes the folder again if another process has just cleared it away
+    with _held(folder):
+        try:
             yield folder
-    finally:
-        shutil.rmtree(folder)
+        finally:  # before the lock is free, or another process could clear the folder away meanwhile
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _held(folder: Path) -> AcquireReturnProxy:
+    """Lock a new folder; as long as nobody holds it, another process may clear it away, and then it is made again."""
+    while True:
+        with suppress(FileNotFoundError, FileExistsError):
+            return FileLock(folder / LOCK).acquire()
 
 
 def clear_unfinished(folder: Path) -> None:
@@ -84,7 +91,7 @@ def clear_unfinished(folder: Path) -> None:
         if left.is_symlink() or not (left / LOCK).is_file():
             continue
         with suppress(OSError, Timeout), FileLock(left / LOCK, timeout=0):
-            shutil.rmtree(left)
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _put(waiting: Path, path: Path, durable: bool) -> None:
