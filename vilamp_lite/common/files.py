@@ -27,8 +27,7 @@ def written_whole(path: str | os.PathLike[str], *, durable: bool = False) -> Ite
         ValueError: the file is a link, which leads to a file of somebody else.
     """
     path = Path(path)
-    if path.is_symlink():
-        raise ValueError(f"{path} is a link, which is not written through: name the file that it leads to")
+    _require_no_link(path)
     try:
         with unfinished(path.parent) as folder:
             waiting = folder / path.name
@@ -44,17 +43,21 @@ def saved_whole(folder: Path) -> Iterator[Path]:
     """Give an empty folder to save a model to; its files then take their places in `folder`, each of them whole.
 
     Whatever else lies in `folder` stays there. Its config.json comes last: who finds it finds the rest.
+
+    Raises:
+        ValueError: one of the files is a link, which leads to a file of somebody else; then none is replaced.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with unfinished(folder.parent) as place:
-        waiting = place / "model"
+    with unfinished(folder) as place:  # there, because a folder may be a disk of its own
+        waiting = place / folder.absolute().name
         waiting.mkdir()
         yield waiting
-        files = [file for file in waiting.rglob("*") if file.is_file()]
-        for file in sorted(files, key=lambda file: (file == waiting / "config.json", file)):
-            target = folder / file.relative_to(waiting)
-            target.parent.mkdir(exist_ok=True)
-            _put(file, target, durable=True)
+        files = [file.relative_to(waiting) for file in waiting.rglob("*") if file.is_file()]
+        for file in files:
+            _require_no_link(folder / file)
+        for file in sorted(files, key=lambda file: (file == Path("config.json"), file)):
+            (folder / file).parent.mkdir(exist_ok=True)
+            _put(waiting / file, folder / file, durable=True)
 
 
 @contextmanager
@@ -92,6 +95,11 @@ def clear_unfinished(folder: Path) -> None:
             continue
         with suppress(OSError, Timeout), FileLock(left / LOCK, timeout=0):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _require_no_link(path: Path) -> None:
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link, which is not written through: name the file that it leads to")
 
 
 def _put(waiting: Path, path: Path, durable: bool) -> None:

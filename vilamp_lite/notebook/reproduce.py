@@ -372,9 +372,13 @@ def _require_own(notebook: Path, folder: Path) -> None:
     if strange := [cell for cell in cells if not re.fullmatch(r"[\w-]+", cell)]:
         raise ValueError(f"{notebook.name} has a cell with the id {strange[0]!r}: an id is of letters, digits, - and _")
     figure, others = re.compile(rf"({'|'.join(cells)})(_\d+)?\.png"), _others(notebook)
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    foreign = there - written_by_run(notebook, folder)
-    if foreign := sorted(name for name in foreign if name in others or figure.fullmatch(name)):
+    there = {path.name: path.is_symlink() for path in folder.iterdir()} if folder.is_dir() else {}
+    own = written_by_run(notebook, folder)
+    if foreign := sorted(
+        name
+        for name, is_link in there.items()
+        if (is_link if name in own else name in others or figure.fullmatch(name))  # no run makes links
+    ):
         raise ValueError(
             f"{folder} holds {', '.join(foreign)}, which no run of this notebook wrote: choose another folder"
         )

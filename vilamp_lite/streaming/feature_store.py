@@ -195,9 +195,11 @@ class FeatureStore:
     def _clean(self) -> set[int]:
         """Delete shards that are damaged or half there, and return the numbers of those to be made."""
         missing = self._damaged_or_missing()
-        for (_, number), path in self._found():
-            if number in missing:
-                path.unlink()
+        unfit = [path for (_, number), path in self._found() if number in missing]
+        if links := sorted(str(path) for path in unfit if path.is_symlink()):
+            raise ValueError(f"{links[0]} is a link to no whole shard, and links are not replaced: move it elsewhere")
+        for path in unfit:
+            path.unlink()
         return missing
 
     def _damaged_or_missing(self) -> set[int]:
