@@ -12,6 +12,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from random_checkpoint import save_released
+from safetensors.torch import load_file, save_file
 from tiny_models import tiny_inputs, tiny_model
 from video_files import write_video
 
@@ -347,6 +349,35 @@ def test_preflight_names_what_is_lacking(miniature: Path, tmp_path: Path) -> Non
             preflight(copy, 600, **fine)
 
 
+def test_preflight_looks_for_every_weight_and_reads_none(miniature: Path, tmp_path: Path) -> None:
+    fine = {"device": "cpu", "dtype": "float32", "folder": tmp_path}
+    tiny = ViLaMPConfig.tiny()
+    parts = {part: getattr(tiny, part).to_dict() for part in ("vision_config", "text_config", "selector_config")}
+    save_released(Model(ViLaMPConfig.released(**parts)), tmp_path / "theirs")
+    for model, lost in (
+        (shutil.copytree(miniature, tmp_path / "ours"), "merger.query_map.weight"),
+        (tmp_path / "theirs", "model.mm_projector.0.weight"),
+    ):
+        assert preflight(model, 600, **fine)
+        file = model / "model.safetensors"
+        weights = load_file(file)
+        for altered, message in (
+            ({name: value for name, value in weights.items() if name != lost}, r"do not fit .* missing: (merger|key)"),
+            (weights | {"lora_A": torch.zeros(2)}, "do not fit .* unexpected: lora_A"),
+            (weights | {lost: torch.zeros(2)}, r"do not fit .* of another shape: .*\(2,\)"),
+        ):
+            save_file(altered, file)
+            with pytest.raises(ValueError, match=message):
+                preflight(model, 600, **fine)
+        save_file(weights, file)
+        header = int.from_bytes(file.read_bytes()[:8], "little") + 8
+        with file.open("r+b") as weights_only:  # a hole of the same length
+            size = file.stat().st_size
+            weights_only.truncate(header)
+            weights_only.truncate(size)
+        assert preflight(model, 600, **fine)
+
+
 def test_preflight_says_how_much_memory_and_disk_are_lacking(
     miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,6 +392,16 @@ def test_preflight_says_how_much_memory_and_disk_are_lacking(
     # Qwen2-7B's weights alone are 15.2 GB.
     with pytest.raises(ValueError, match=r"has 3\.0 GB free and 10,000 frames in bfloat16 need (1[6-9]|2\d)\.\d GB"):
         preflight(paper, 10_000, **fine)
+    # On a GPU too, whatever it has itself, they are in this machine's memory first, with 1 GB for all else.
+    gpu = [("vilamp_lite.costs.room.usable_device", lambda _: torch.device("cuda"))]
+    gpu += [("torch.cuda.mem_get_info", lambda _: (80_000_000_000,) * 2), ("torch.cuda.get_device_name", lambda _: "X")]
+    for name, answer in gpu:
+        monkeypatch.setattr(name, answer)
+    with pytest.raises(ValueError, match=r"this machine, beside the GPU, has 3\.0 GB .* need 1[78]\.\d GB"):
+        preflight(paper, 10_000, **fine)
+    assert dict(preflight(miniature, 10_000, **fine))["host memory"] == "1.0 GB needed, 3.0 GB free"
+    monkeypatch.undo()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=3_000_000_000))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: disk._replace(free=50_000_000))
     with pytest.raises(ValueError, match=r"has 0\.1 GB free and 0\.1 GB are needed"):
         preflight(miniature, 10_000, **fine)

@@ -3,7 +3,7 @@
 Weights are read from safetensors only, and no code from a checkpoint is run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from vilamp_lite.common.hub import (
     refuse_adapter,
     require_fit,
     usable_device,
+    weight_shapes,
     whole_model,
 )
 from vilamp_lite.common.progress import loading_quietly
@@ -163,8 +164,7 @@ def load_released_checkpoint(
     """
     path = Path(path)
     config = config or released_config(path, **changes)
-    stored = read_safetensors(path)
-    weights = {_renamed(name, RELEASED_NAMES): tensor for name, tensor in stored.items() if not name.endswith(BUFFERS)}
+    weights = _with_our_names(read_safetensors(path))
     model = _assembled(config, weights, path, dtype)
     if (path / "generation_config.json").is_file():
         model.generation_config = loaded(GenerationConfig, path)
@@ -240,6 +240,42 @@ def from_llava_onevision(
     return model
 
 
+def require_weights(path: str | PathLike[str], config: ViLaMPConfig) -> None:
+    """Refuse a checkpoint directory of either kind without the model's weights; only headers of its files are read.
+
+    Args:
+        path: the directory.
+        config: what `load_config` read of it.
+
+    Raises:
+        ValueError: weights that are missing, left over, or of the wrong shape.
+    """
+    shapes = weight_shapes(path)
+    _require_weights(config, _with_our_names(shapes) if _kind(path) == "llava_qwen" else shapes, path)
+
+
+def _require_weights(
+    config: ViLaMPConfig, shapes: Mapping[str, tuple[int, ...]], path: str | PathLike[str]
+) -> Collection[str]:
+    """Hold weights against the model that a configuration describes; return the names that need none: tied ones."""
+    with torch.device("meta"):
+        skeleton = ViLaMPForConditionalGeneration(config)
+    tied = skeleton.all_tied_weights_keys
+    expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items() if name not in tied}
+    misshapen = [
+        f"{name} {shapes[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if name in shapes and shapes[name] != shape
+    ]
+    require_fit(path, set(expected) - set(shapes), set(shapes) - set(expected) - set(tied), misshapen)
+    return tied
+
+
+def _with_our_names(released: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint of the authors holds, by this model's names; not the buffers among it."""
+    return {_renamed(name, RELEASED_NAMES): held for name, held in released.items() if not name.endswith(BUFFERS)}
+
+
 def _renamed(name: str, names: Mapping[str, str]) -> str:
     """Replace the first beginning that fits."""
     for theirs, ours in names.items():
@@ -252,18 +288,8 @@ def _assembled(
     config: ViLaMPConfig, weights: dict[str, torch.Tensor], path: str | PathLike[str], dtype: torch.dtype | None
 ) -> ViLaMPForConditionalGeneration:
     """Build the model from its weights, or say everything that doesn't fit."""
-    with torch.device("meta"):
-        skeleton = ViLaMPForConditionalGeneration(config)
-    expected = skeleton.state_dict()
-    for name in skeleton.all_tied_weights_keys:
-        expected.pop(name)
-        weights.pop(name, None)
-    misshapen = [
-        f"{name} {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in weights and weights[name].shape != tensor.shape
-    ]
-    require_fit(path, set(expected) - set(weights), set(weights) - set(expected), misshapen)
+    tied = _require_weights(config, {name: tuple(tensor.shape) for name, tensor in weights.items()}, path)
+    weights = {name: tensor for name, tensor in weights.items() if name not in tied}
     dtype = dtype or weights["keyframe_connector.0.weight"].dtype
     with loading_quietly():
         model = ViLaMPForConditionalGeneration.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from os import PathLike
 from pathlib import Path
 from textwrap import shorten
@@ -45,18 +45,28 @@ def weight_files(path: Path) -> tuple[list[Path], set[str]]:
 
 def read_safetensors(path: str | PathLike[str]) -> "dict[str, torch.Tensor]":
     """Read all weights of a directory: model.safetensors, or the shards that its index names."""
-    refuse_foreign_weights(Path(path))
-    files, named = weight_files(Path(path))
-    weights: dict[str, Any] = {}
+    return _of_each_weight(Path(path), lambda stored, name: stored.get_tensor(name))
+
+
+def weight_shapes(path: str | PathLike[str]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a directory's weights; of its files only the headers are read."""
+    return _of_each_weight(Path(path), lambda stored, name: tuple(stored.get_slice(name).get_shape()))
+
+
+def _of_each_weight(path: Path, read: Callable[[Any, str], Any]) -> dict[str, Any]:
+    """What is read of each weight of a directory, all of which are there."""
+    refuse_foreign_weights(path)
+    files, named = weight_files(path)
+    found: dict[str, Any] = {}
     for file in files:
         try:
             with safe_open(file, framework="pt") as stored:
-                weights |= {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+                found |= {name: read(stored, name) for name in stored.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged ({error}); copy or download it again") from error
-    if absent := sorted(named - set(weights)):
+    if absent := sorted(named - set(found)):
         raise ValueError(f"{path}: the shards lack {', '.join(absent)}, which the index names")
-    return weights
+    return found
 
 
 def refuse_adapter(folder: Path) -> None:
