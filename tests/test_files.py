@@ -3,10 +3,13 @@
 import multiprocessing
 import os
 import signal
+import stat
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
+from safetensors.torch import save_file
 
 from vilamp_lite.common.files import UNFINISHED, alone_in, require_new, saved_whole, unfinished, written_whole
 
@@ -113,6 +116,24 @@ def test_writers_in_one_folder_leave_each_other_alone(tmp_path: Path) -> None:
         waiting.write_text("last")
     names = {"last", *(f"{name}{number}" for name in "abcdefghijkl" for number in range(40))}
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: name for name in names}
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_are_for_those_whom_the_umask_lets_read(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        with written_whole(tmp_path / "state.safetensors") as waiting:
+            save_file({"weight": torch.zeros(1)}, waiting)
+        with saved_whole(tmp_path / "model") as waiting:
+            (waiting / "selector").mkdir()
+            for name in ("model.safetensors", "selector/model.safetensors"):
+                save_file({"weight": torch.zeros(1)}, waiting / name)
+            (waiting / "config.json").write_text("{}")
+    finally:
+        os.umask(before)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in written} == {mode}
+    assert len(written) == 4
 
 
 def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:

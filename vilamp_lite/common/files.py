@@ -103,7 +103,11 @@ def _require_no_link(path: Path) -> None:
 
 
 def _put(waiting: Path, path: Path, durable: bool) -> None:
-    """Let a finished file take its place."""
+    """Let a finished file take its place, readable for those who may read any new file of this user."""
+    usual = waiting.with_name(f"{UNFINISHED}mode")
+    usual.touch()
+    if waiting.stat().st_mode != usual.stat().st_mode:  # safetensors makes its files for their owner alone
+        waiting.chmod(usual.stat().st_mode)
     if durable:
         _onto_the_disk(waiting)
     os.replace(waiting, path)
