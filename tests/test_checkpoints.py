@@ -239,6 +239,12 @@ def test_weights_that_would_load_as_something_else_are_refused(kind: str, tmp_pa
         assert len(str(caught.value)) < 700
     save_file(weights, file, metadata={"format": "pt"})
     loads[kind](tmp_path / kind)
+    config = tmp_path / kind / "config.json"
+    text = config.read_text()
+    config.write_text(json.dumps(json.loads(text) | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    with pytest.raises(ValueError, match=r"is quantised \(its config\.json says gptq\), and quantised weights are not"):
+        loads[kind](tmp_path / kind)
+    config.write_text(text)
     (tmp_path / kind / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(ValueError, match="holds a LoRA adapter beside its weights"):
         loads[kind](tmp_path / kind)

@@ -1,6 +1,7 @@
 """Encoders: tiny CLIP and SigLIP models against transformers itself, and `conse` on real photographs."""
 
 import json
+import re
 import shutil
 import sys
 import warnings
@@ -297,6 +298,25 @@ def test_an_adapter_is_never_left_out_without_a_word(beside, altered):
     if not beside:
         (copy / "model.safetensors").rename(copy / "adapter_model.safetensors")
     with pytest.raises(ValueError, match="holds a LoRA adapter beside" if beside else "is a LoRA adapter"):
+        load_encoder(copy, "cpu")
+
+
+QUANTISED = {
+    "gptq": {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+    "bitsandbytes": {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+    "awq": {"vision_config": {"quantization_config": {"quant_method": "awq"}}},
+    "an unnamed method": {"quantization_config": {"bits": 8}},
+}
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_a_configuration_that_speaks_of_quantised_weights_is_refused(kind, altered):
+    """Without a word of the packages that transformers would need to read them."""
+    copy = altered()
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | QUANTISED[kind]))
+    message = re.escape(f"{copy} is quantised (its config.json says {kind}), and quantised weights are not read here")
+    with pytest.raises(ValueError, match=message):
         load_encoder(copy, "cpu")
 
 

@@ -89,9 +89,10 @@ def refuse_adapter(folder: Path) -> None:
 def refuse_foreign_weights(folder: Path) -> None:
     """Refuse weights that would load as something else: an adapter's, quantised ones, those of a wrapped model.
 
-    Only names and types are read. A file that is damaged is left to whoever loads it.
+    Only names and types are read, and the configuration. A file that is damaged is left to whoever loads it.
     """
     refuse_adapter(folder)
+    _refuse_quantised(folder)
     types = {}
     if any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
         for file in weight_files(folder)[0]:
@@ -111,6 +112,18 @@ def refuse_foreign_weights(folder: Path) -> None:
             f"{folder} stores weights as {kinds} ({_some(other)}), and quantised weights are not read here: take the "
             "checkpoint in float32, bfloat16 or float16"
         )
+
+
+def _refuse_quantised(folder: Path) -> None:
+    """Refuse a configuration that says how its weights are quantised: transformers asks for packages to read them."""
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    for part in (config, *config.values()):  # a model of several has a configuration for each
+        if isinstance(part, dict) and (how := part.get("quantization_config")):
+            kind = how.get("quant_method", "an unnamed method") if isinstance(how, dict) else how
+            raise ValueError(
+                f"{folder} is quantised (its config.json says {kind}), and quantised weights are not read here: take "
+                "the checkpoint in float32, bfloat16 or float16"
+            )
 
 
 def _type_in_words(name: str) -> str:
