@@ -231,7 +231,7 @@ def test_a_comment_bounds_a_parameter(tmp_path: Path) -> None:
     good = {"frames": [84, 85], "fps": 0.01, "depths": [0, 1], "steps": {"a": 1}, "free": -1}
     assert check_parameters(notebook, good) == good
     for name, text, message in (
-        ("frames", "[300, 64]", "frames must be ≥ 84, got 64; it says: N, ≥ 84 for a roll call"),
+        ("frames", "[300, 64]", "frames must be ≥ 84, got 64; its comment says: N, ≥ 84 for a roll call"),
         ("fps", "0", "fps must be > 0, got 0.0"),
         ("depths", "[0.5, 1.5]", "depths must be in [0, 1], got 1.5"),
         ("depths", "[-0.1]", "depths must be in [0, 1], got -0.1"),

@@ -70,9 +70,12 @@ class _Yaml(yaml.SafeLoader):
     """Reads 1e-3 as a number, as YAML 1.2 does, and refuses a name that stands twice, of which it would take one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := [name for n, name in enumerate(names) if name in names[:n]]:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} stands there twice", node.start_mark)
+        lines: dict[str, int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if first := lines.get(key.value):
+                problem = f"{key.value} stands there twice, first in line {first}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            lines[key.value] = key.start_mark.line + 1
         return super().construct_mapping(node, deep)
 
 
@@ -84,6 +87,8 @@ def read_yaml(text: str, where: str) -> Any:
     """Read a YAML text, found somewhere, in which 1e-3 is a number and every name stands once."""
     try:
         return yaml.load(text, _Yaml)
+    except yaml.constructor.ConstructorError as error:  # it is YAML, but can't be taken
+        raise ValueError(f"{where}, line {error.problem_mark.line + 1}: {error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not YAML: {error}") from error
 

@@ -116,7 +116,7 @@ class Parameter:
         for number in _numbers(value):
             for said, low, high in bounds:
                 if not low <= number <= high:
-                    raise ValueError(f"{place} must be {said}, got {number}; it says: {self.help}")
+                    raise ValueError(f"{place} must be {said}, got {number}; its comment says: {self.help}")
 
 
 @dataclass(frozen=True)
