@@ -1,6 +1,7 @@
 """Files that lost something, told by what they say of themselves; and intact ones that only look like it."""
 
 import re
+import shlex
 import struct
 import tracemalloc
 import warnings
@@ -136,6 +137,25 @@ def test_a_cut_file_is_refused_and_what_is_left_can_be_kept(name, whole, tmp_pat
             assert 0 < left.num_frames <= probe(whole(name)).num_frames
 
 
+def test_the_remedy_for_a_cut_file_is_a_command_as_it_stands(whole, tmp_path):
+    """Whatever the file's folder and name."""
+    for name, options in {"a.mkv": ["-c", "copy"], "a.gif": []}.items():
+        path = tmp_path / "my files" / f"it's $HOME {name}"
+        path.parent.mkdir(exist_ok=True)
+        said = told(truncate(whole(name), path, 0.6))
+        command = ["ffmpeg", "-i", str(path), *options, f"whole{path.suffix}"]
+        assert shlex.split(re.search("`(.*)`", said)[1]) == command
+    assert re.search(
+        r"its segment should end [\d,]+ bytes past the end of the file", told(truncate(whole("a.mkv"), path, 0.6))
+    )
+
+
+def test_counts_have_commas(tmp_path):
+    source = write_video(tmp_path / "long.mp4", 1200)
+    path = patched(source, tmp_path / "a.mp4", (b"stsc", 16, bytes([0, 0, 0, 1])))
+    assert "1,200 frames are listed, " in told(path)
+
+
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_what_follows_a_whole_file_is_no_damage(name, whole, tmp_path):
     """Nor is the whole file, nor a copy of its packets."""
@@ -212,7 +232,7 @@ def test_lost_frames_are_counted(kind, tmp_path):
     assert len(numbers) == 100
     assert 3 <= stand_ins <= 20
     assert f" {stand_ins} of 100 samples show the nearest intact frame" in said
-    assert re.search(r"\d+ frames are missing, the first at \d\.\d\d s", said)
+    assert re.search(r"\d+ of 100 frames are missing, the first at \d\.\d\d s", said)
     with pytest.warns(UserWarning, match="frames are missing"):
         assert probe(path).num_frames == 100
 
@@ -240,7 +260,7 @@ def test_a_frame_that_was_taken_for_a_part_of_another_is_counted(tmp_path):
     (tmp_path / "a.ts").write_bytes(data)
     numbers, _, said = shown(tmp_path / "a.ts")
     assert len(numbers) == 100
-    assert "1 frames are missing" in said
+    assert "a.ts: is damaged: 1 of 100 frames is missing, the first at " in said
 
 
 def test_a_hole_wider_than_the_reach_is_refused(tmp_path):

@@ -237,8 +237,11 @@ def test_a_size_that_is_asked_for_has_the_same_limit(plain):
         frames_at(plain, [0], size=(10_000, 10_000))
 
 
-def test_an_animated_webp_is_no_damaged_file(tmp_path):
+def test_an_animated_webp_is_no_damaged_file(tmp_path, monkeypatch):
     pictures = [Image.fromarray(draw_number(number)) for number in range(3)]
     pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:])
-    with pytest.raises(VideoError, match="is an animated WebP, which this build of PyAV can't decode"):
+    with pytest.raises(VideoError, match="is an animated WebP, which this build of PyAV can't decode") as caught:
         probe(tmp_path / "a.webp")
+    monkeypatch.chdir(tmp_path)
+    exec(str(caught.value).partition("Pillow: ")[2])
+    assert read_numbers(frames_at("a.gif", [0, 1, 2], fps=probe("a.gif").fps)) == [0, 1, 2]

@@ -120,8 +120,18 @@ def test_other_strange_names_are_names(tmp_path, name):
 
 @pytest.mark.parametrize("url", ["https://example.com/a.mp4", "file:///a.mp4", "rtsp://camera/1"])
 def test_a_url_is_told_from_a_missing_file(url):
-    with pytest.raises(VideoError, match="URLs are not read; pass the path"):
+    with pytest.raises(VideoError, match=f"^{url}: URLs are not read; pass the path"):
         probe(url)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_pattern"),
+    [("a%03d.png", 1), ("a%d.png", 1), ("a*.png", 1), ("a?.png", 1), ("100%.png", 0), ("a.png", 0)],
+)
+def test_a_pattern_of_names_is_told_from_a_missing_file(name, is_pattern, tmp_path):
+    words = " (patterns of names are not read)" * is_pattern
+    with pytest.raises(VideoError, match=re.escape(f"{name}: no such file{words}; pass the path")):
+        probe(tmp_path / name)
 
 
 # --- Streams -----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ that keeps its word costs a few reads of some bytes.
 """
 
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from fractions import Fraction
@@ -60,8 +61,8 @@ class Asked(NamedTuple):
         return int.from_bytes(self.at(place, count), order)
 
     def too_long(self, what: str, end: int) -> str:
-        """Say by how much a part ends behind the end of the file; nothing if it doesn't."""
-        return f"its {what} ends {end - self.size:,} bytes behind the end of the file" if end > self.size else ""
+        """Say by how much a part lacks its end; nothing if it doesn't."""
+        return f"its {what} should end {end - self.size:,} bytes past the end of the file" if end > self.size else ""
 
     def seconds(self, ticks: int) -> str:
         """Ticks of the video's stream, to be read."""
@@ -82,7 +83,8 @@ def verdict(path: Path, container: av.container.InputContainer, stream: av.Video
     if found.cut:
         raise VideoError(
             f"{path}: is cut short: {found.cut}; copy or download it again, or keep what there is with "
-            f"`ffmpeg -i {path.name} {'' if kind in _KEEPS_CUT else '-c copy '}whole{path.suffix}`"
+            f"`ffmpeg -i {shlex.quote(str(path))} {'' if kind in _KEEPS_CUT else '-c copy '}"
+            f"{shlex.quote('whole' + path.suffix)}`"
         )
     if found.damage:
         raise VideoError(f"{path}: is damaged: {found.damage}; copy or download it again")
@@ -194,7 +196,7 @@ def _fragmented(asked: Asked, boxes: list[Box]) -> Verdict:
     if not jumps.any() and None not in stated and sum(stated) <= len(entries):
         if sum(stated) > asked.scan.packets:
             return Verdict(
-                damage=f"{asked.scan.packets} of the {sum(stated)} frames that its fragments count can be read"
+                damage=f"{asked.scan.packets:,} of the {sum(stated):,} frames that its fragments count can be read"
             )
         return Verdict()
     places = np.array([entry.pos for entry in entries], np.int64)
@@ -259,7 +261,8 @@ def _tables(asked: Asked, movie: Box) -> Verdict:
     edits = _edits(asked, movie, track)
     is_edited = len(edits) > 1 or any(seconds < 0.9 * length / clock for seconds, _ in edits)
     if placed < stated and not scan.hidden and not is_edited:
-        return Verdict(damage=f"its tables contradict one another: {stated} frames are listed, {placed} have a place")
+        words = f"its tables contradict one another: {stated:,} frames are listed, {placed:,} have a place"
+        return Verdict(damage=words)
     if stated > 1 and any(seconds < length / clock / stated or start < -1 for seconds, start in edits):
         return Verdict(damage="its edit list shows what isn't there")
     shifted, shift = _table(asked, parts[b"ctts"], 2).T if b"ctts" in parts else (np.array([stated]), np.zeros(1))
@@ -271,7 +274,7 @@ def _tables(asked: Asked, movie: Box) -> Verdict:
     steps = np.diff(np.unique(scan.ticks))
     usual = np.median(steps) if len(steps) else 0
     if (np.abs(steps - usual) <= usual / 10).sum() > 0.9 * len(steps) and (near := int((steps < usual / 10).sum())):
-        return Verdict(doubt=f"{near} of its frames come at once with another, where all others come evenly")
+        return Verdict(doubt=f"{near:,} of its frames come at once with another, where all others come evenly")
     own = int((timed * delta).sum())
     if 0 < length < 0xFFFFFFFF and abs(own - length) > 0.05 * max(own, length) + clock:
         words = (
@@ -287,9 +290,8 @@ def _tables(asked: Asked, movie: Box) -> Verdict:
 def _equal_times(ticks: list[int]) -> str:
     """Say whether many frames are shown at the time of another."""
     shown, distinct = len(ticks), len(set(ticks))
-    return (
-        f"its table of times is wrong: {shown} frames have {distinct} different times" if distinct < 0.9 * shown else ""
-    )
+    is_wrong = distinct < 0.9 * shown
+    return f"its table of times is wrong: {shown:,} frames have {distinct:,} different times" if is_wrong else ""
 
 
 def _is_track(asked: Asked, box: Box) -> bool:
@@ -432,9 +434,9 @@ def _avi(asked: Asked) -> Verdict:
     has_index = scan.listed > 1  # FFmpeg makes one of what is there, if the file has none
     if _is_incomplete(asked) or (not has_index and scan.end < stated):
         counted = max(stated, scan.listed)
-        return Verdict(f"it holds {scan.packets} of the {counted} frames that its header counts")
+        return Verdict(f"it holds {scan.packets:,} of the {counted:,} frames that its header counts")
     if 0 < max(stated, scan.listed if has_index else 0) < scan.packets:
-        return Verdict(damage=f"it holds {scan.packets} frames, and its header counts {stated}")
+        return Verdict(damage=f"it holds {scan.packets:,} frames, and its header counts {stated:,}")
     return Verdict(end=stated * asked.stream.time_base if stated == scan.listed else None)  # the last may be repeated
 
 
@@ -466,7 +468,7 @@ def _gif(asked: Asked) -> Verdict:
     if counted > asked.scan.packets and (again := asked.at(0, asked.size).find(b"GIF8", 1)) > 0:
         counted, last = _gif_pictures(asked, again)  # another file stands behind this one
     if counted > asked.scan.packets:
-        return Verdict(damage=f"{asked.scan.packets} of its {counted} frames can be read")
+        return Verdict(damage=f"{asked.scan.packets:,} of its {counted:,} frames can be read")
     ends = not counted or _gif_ends(asked.at(last, asked.size))
     return Verdict("" if ends else "the mark of its end is missing")
 
@@ -506,7 +508,7 @@ def _apng(asked: Asked) -> Verdict:
             stated = asked.number(at + 8, 4)
         at += 12 + asked.number(at, 4)
     if asked.scan.packets < stated:
-        return Verdict(f"it holds {asked.scan.packets} of the {stated} frames that its header counts")
+        return Verdict(f"it holds {asked.scan.packets:,} of the {stated:,} frames that its header counts")
     return Verdict()
 
 
@@ -514,7 +516,7 @@ def _ivf(asked: Asked) -> Verdict:
     """Its header counts frames, or ticks in files by old versions of FFmpeg."""
     stated = asked.number(24, 4, "little")
     if asked.scan.packets < stated and asked.scan.end < stated:
-        return Verdict(f"it holds {asked.scan.packets} of the {stated} frames that its header counts")
+        return Verdict(f"it holds {asked.scan.packets:,} of the {stated:,} frames that its header counts")
     return Verdict(holes=tuple(before for _, _, before in asked.scan.gaps))
 
 

@@ -94,8 +94,9 @@ def read_timeline(path: Path) -> Timeline:
             end = max(end, int(claims.end / stream.time_base))
         if len(lost := lost_frames(ticks, scan.ticks, claims.holes, stream.time_base)):
             at = float((lost[0] - ticks[0]) * stream.time_base)
-            warnings.warn(f"{path}: is damaged: {len(lost)} frames are missing, the first at {at:.2f} s", stacklevel=4)
             ticks = np.union1d(ticks, lost)
+            are_missing = f"{len(lost):,} of {len(ticks):,} frames {'is' if len(lost) == 1 else 'are'} missing"
+            warnings.warn(f"{path}: is damaged: {are_missing}, the first at {at:.2f} s", stacklevel=4)
         if claims.doubt:
             warnings.warn(f"{path}: {claims.doubt}", stacklevel=4)
         length = (end - int(ticks[0])) * stream.time_base
@@ -206,9 +207,12 @@ class PyAVFile:
                 file.pop_all()
                 self._left = container, stream
         if damage.packets or damage.stand_ins:
+            skipped = (
+                f"skipped {damage.packets:,} damaged packet{'s' * (damage.packets > 1)}; " if damage.packets else ""
+            )
             warnings.warn(
-                f"{path}: skipped {damage.packets} damaged packets; {damage.stand_ins} of {len(plan.positions)} "
-                "samples show the nearest intact frame instead of their own",
+                f"{path}: {skipped}{damage.stand_ins:,} of {len(plan.positions):,} samples show the nearest intact "
+                "frame instead of their own",
                 stacklevel=4,  # who takes the batches, if no thread does: past `batches` and `FrameStream`
             )
         if damage.other_size:

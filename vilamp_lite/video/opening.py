@@ -45,9 +45,11 @@ def open_video(path: Path) -> Opened:
     if path.is_dir():
         raise VideoError(f"{path}: is a directory; pass a video file")
     if not path.is_file():
-        if re.match(r"[a-z][a-z0-9+.-]+:/", str(path), re.IGNORECASE):
-            raise VideoError(f"{path}: URLs are not read; pass the path of a video file")
-        reason = "is not a regular file" if path.exists() else "no such file"
+        if url := re.fullmatch(r"([a-z][a-z0-9+.-]+:)/(.+)", str(path), re.IGNORECASE):  # a Path keeps one slash
+            slashes = "///" if url[1].lower() == "file:" else "//"
+            raise VideoError(f"{url[1]}{slashes}{url[2]}: URLs are not read; pass the path of a video file")
+        missing = "no such file" + " (patterns of names are not read)" * bool(re.search(r"%\d*d|[*?]", path.name))
+        reason = "is not a regular file" if path.exists() else missing
         raise VideoError(f"{path}: {reason}; pass the path of a video file")
     if not path.stat().st_size:
         raise VideoError(f"{path}: is empty (0 bytes); copy or download it again")
@@ -81,7 +83,8 @@ def why_not_decoded(path: Path) -> str:
             if picture.width * picture.height > MAX_PIXELS:
                 return TOO_LARGE
             if picture.format == "WEBP" and picture.is_animated:
-                return "is an animated WebP, which this build of PyAV can't decode; convert it to MP4 or GIF"
+                way = f"Image.open({str(path)!r}).save({path.stem + '.gif'!r}, save_all=True)"
+                return f"is an animated WebP, which this build of PyAV can't decode; make it a GIF with Pillow: {way}"
     except Image.DecompressionBombError:
         return TOO_LARGE
     except OSError:
