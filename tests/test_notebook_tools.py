@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import ipywidgets
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import torch
@@ -98,6 +99,51 @@ def test_a_run_replaces_what_a_run_wrote_and_nothing_else(tmp_path: Path, refusa
     with pytest.raises(ValueError, match=r"is where draw\.ipynb lies, and it is not changed"):
         run_notebook(notebook, notebook.parent)
     assert notebook.read_bytes() == before
+
+
+def test_parameters_that_cannot_work_leave_an_earlier_run_alone(tmp_path: Path, refusal: Refusal) -> None:
+    source = "s: str = 'x'\no: dict = {}\nany_ = None"
+    notebook = write_notebook(tmp_path / "kept.ipynb", source, "1")
+    folder = tmp_path / "out" / "kept"
+    assert run_notebook(notebook, folder).error is None
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    not_text = "caf\udce9"
+    command = ("reproduce", notebook, "--out", folder.parent, "-p")
+    assert "s must be finite numbers and words" in refusal(*command, "s", not_text)
+    assert "the names in a mapping must be words" in refusal(*command, "o", "{1: a, b: c}")
+    for name, value in (
+        ("s", not_text),
+        ("o", {not_text: 1}),
+        ("o", {"a": [{"b": not_text}]}),
+        ("o", {"a": {1: 2, "1": 3}}),
+        ("any_", [b"x"]),
+        ("any_", {"a": (1, 2), True: 3}),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}"):
+            run_notebook(notebook, folder, {name: value})
+    for default in (r"'\ud800'", "{1, 2}", "1e999"):
+        write_notebook(notebook, f"bad = {default}", "1")
+        with pytest.raises(ValueError, match="the default of bad must be finite numbers and words"):
+            run_notebook(notebook, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_no_picture_is_lost_to_another_cell(tmp_path: Path) -> None:
+    drawing = (
+        "import matplotlib.pyplot as plt\nfor size in {}:\n    plt.figure(figsize=(size, 1))\n"
+        "    plt.plot([1])\n    plt.show()"
+    )
+    notebook = write_notebook(tmp_path / "draw.ipynb", *(drawing.format(sizes) for sizes in ([1, 2, 3], [4, 5], [6])))
+    content = nbformat.read(notebook, as_version=4)
+    for cell, name in zip(content.cells, ("a", "a_2", "a_2_2"), strict=True):
+        cell.id = name
+    nbformat.write(content, notebook)
+    for _ in range(2):  # the second run takes the first one's place
+        run = run_notebook(notebook, tmp_path / "out")
+        assert run.figures == ["a.png", "a_3.png", "a_4.png", "a_2.png", "a_2_3.png", "a_2_2.png"]
+    widths = [plt.imread(tmp_path / "out" / name).shape[1] for name in run.figures]
+    assert widths == sorted(widths)
+    assert len(set(widths)) == 6
 
 
 def test_a_cell_s_id_leads_nowhere(tmp_path: Path) -> None:

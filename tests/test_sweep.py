@@ -235,8 +235,9 @@ def test_a_scheduler_that_cannot_serve_is_refused(
 
 
 def test_a_bad_sweep_is_refused(notebook: Path) -> None:
+    notebook.write_text(notebook.read_text().replace("seed: int = 0", "seed: int = 0\\nitems = None"))
     for fields, complaint in (
-        ({"parameters": {"c": [1]}}, "tiny.ipynb has no parameter c; it has a, b, seed, word, log, pause"),
+        ({"parameters": {"c": [1]}}, "tiny.ipynb has no parameter c; it has a, b, seed, items, word, log, pause"),
         ({"parameters": {"a": [1, "two"]}}, "a: input should be a valid integer, got str 'two'"),
         ({"parameters": {"a": [1, True]}}, "grid.yaml: a: input should be a valid integer, got bool True"),
         ({"parameters": {"a": [1, 2, 1]}}, "a of the grid has a value twice"),
@@ -248,6 +249,8 @@ def test_a_bad_sweep_is_refused(notebook: Path) -> None:
         ({"fixed": {"word": 3}}, "word: input should be a valid string, got int 3"),
         ({"parameters": {"b": [1, math.inf]}}, "grid.yaml: b must be finite numbers"),
         ({"fixed": {"b": math.nan}}, "grid.yaml: b must be finite numbers"),
+        ({"fixed": {"word": "\ud800"}}, "grid.yaml: word must be finite numbers and words"),
+        ({"parameters": {"items": [{1: "a", "b": 2}]}}, "grid.yaml: items: the names in a mapping must be words"),
         ({"figure": {"y": "a"}}, "figure must be"),
         ({"figure": {"x": "b"}}, "figure must be"),
         ({"figure": {"x": "a", "hue": "a"}}, "figure must be"),

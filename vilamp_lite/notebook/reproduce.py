@@ -6,6 +6,7 @@
 import ast
 import base64
 import io
+import itertools
 import json
 import logging
 import math
@@ -35,7 +36,7 @@ from vilamp_lite.common.files import write_json, written_whole
 from vilamp_lite.common.fingerprints import code_checksum
 from vilamp_lite.common.outside import checked, read_yaml
 from vilamp_lite.common.stamp import ROOT, make_stamp
-from vilamp_lite.common.text import visible
+from vilamp_lite.common.text import require_text, visible
 from vilamp_lite.notebook.metrics import recorded
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -75,13 +76,14 @@ class Parameter:
         place = f"{where}: {self.name}" if where else self.name
         taken = checked(self.type, value, place)
         self._require_bounds(place, taken)
-        try:
-            json.dumps(taken, allow_nan=False)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(
-                f"{place} must be finite numbers and words, or lists or mappings of them: {error}"
-            ) from error
+        if json.loads(_as_json(place, taken)) != taken:
+            raise ValueError(f"{place}: the names in a mapping must be words, in quotes if they are numbers")
         return taken
+
+    def checked_default(self) -> object:
+        """Take the notebook's own value, which results hold as well."""
+        _as_json(f"the default of {self.name}", self.default)
+        return self.default
 
     def parse(self, text: str) -> object:
         """Read a value from the command line: words and numbers as in Python, anything else as in YAML."""
@@ -89,7 +91,7 @@ class Parameter:
         if text == "None" and (NoneType in kinds or object in kinds):
             return None
         if str in kinds:
-            return text
+            return self.check(text)
         # Of a number, Python's way to write it: YAML reads 010 as 8 and 1:30 as 90.
         number = next((kind for kind in (int, float) if kind in kinds), None)
         try:
@@ -217,6 +219,16 @@ def _kind(annotation: ast.expr) -> type | UnionType | None:
     return None
 
 
+def _as_json(place: str, value: object) -> str:
+    """Write a parameter's value as results hold it."""
+    try:
+        written = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        require_text(written)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{place} must be finite numbers and words, or lists or mappings of them: {error}") from error
+    return written
+
+
 def _numbers(value: object) -> Iterator[float]:
     """A number, or all those in a list or mapping."""
     if isinstance(value, Mapping):
@@ -248,7 +260,9 @@ def check_parameters(notebook: Path, values: Mapping[str, object]) -> dict[str, 
         All its parameters, in the notebook's order.
     """
     known = known_parameters(notebook, values)
-    return {name: about.check(values[name]) if name in values else about.default for name, about in known.items()}
+    return {
+        name: about.check(values[name]) if name in values else about.checked_default() for name, about in known.items()
+    }
 
 
 def parse_parameters(notebook: Path, given: Sequence[tuple[str, str]]) -> dict[str, object]:
@@ -429,9 +443,11 @@ def _page(content: NotebookNode) -> bytes:
 
 def _pictures(content: NotebookNode) -> dict[str, bytes]:
     """An executed notebook's pictures, by names that come from their cells."""
-    pictures = {}
+    pictures, cells = {}, {cell.id for cell in content.cells}
     for cell in content.cells:
-        shown = [output.get("data", {}) for output in cell.get("outputs", [])]
-        for number, picture in enumerate((data["image/png"] for data in shown if "image/png" in data), start=1):
-            pictures[f"{cell.id}.png" if number == 1 else f"{cell.id}_{number}.png"] = base64.b64decode(picture)
+        later = (name for number in itertools.count(2) if (name := f"{cell.id}_{number}") not in cells)
+        names = itertools.chain([cell.id], later)
+        for data in (output.get("data", {}) for output in cell.get("outputs", [])):
+            if "image/png" in data:
+                pictures[f"{next(names)}.png"] = base64.b64decode(data["image/png"])
     return pictures

@@ -81,11 +81,12 @@ class Sweep:
     def cells(self) -> dict[str, dict[str, object]]:
         """The grid's cells, the last parameter changing fastest: each one's name and the parameters it sets."""
         code = code_checksum(self.notebook)
-        defaults = {name: about.default for name, about in parameters_of(self.notebook).items()}
+        defaults = {name: about.checked_default() for name, about in parameters_of(self.notebook).items()}
         cells = {}
         for values in product(*self.grid.values()):
             own = dict(zip(self.grid, values, strict=True)) | self.fixed
-            known_by = json.dumps([code, defaults | own], sort_keys=True)
+            as_json = json.loads(json.dumps(defaults | own))  # a default may have numbers among its names: no order
+            known_by = json.dumps([code, as_json], sort_keys=True)
             cells[sha256(known_by.encode()).hexdigest()[:16]] = own
         return cells
 
