@@ -326,7 +326,8 @@ finally:
     assert "torch" not in sys.modules
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert json.loads(run.stdout)["model"] == "LongVA", run.stderr
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["model"] == "LongVA"
 
 
 def test_the_command_prints_one_object(vilamp: Vilamp) -> None:

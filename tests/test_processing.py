@@ -9,6 +9,7 @@ from PIL import Image
 from tiny_models import SIGLIP, tiny_model
 from transformers import CLIPImageProcessorPil
 
+from vilamp_lite.clip import pixels_of, resized_there
 from vilamp_lite.configuration import SIGLIP_SO400M, ViLaMPConfig
 from vilamp_lite.processing import ViLaMPProcessor
 
@@ -87,6 +88,18 @@ def test_vision_pixels_are_a_bicubic_square() -> None:
     assert pixels.shape == (1, 3, 384, 384)
     wanted = np.asarray(Image.fromarray(picture[0]).resize((384, 384), Image.Resampling.BICUBIC)) / 127.5 - 1
     np.testing.assert_allclose(pixels[0].permute(1, 2, 0), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(360, 640), (1080, 1920), (1280, 720), (720, 405), (640, 360), (300, 300)], ids=str)
+def test_pixels_made_on_a_device_are_pillows_within_a_grey_level(shape: tuple[int, int]) -> None:
+    """Noise, which no smooth picture can hide an error behind; the device is the CPU here."""
+    processor = ViLaMPProcessor.byte_level(ViLaMPConfig.paper())
+    noise = np.random.default_rng(0).integers(0, 256, (1, *shape, 3), dtype=np.uint8)
+    for maker, side in ((processor.image_processor, 384), (processor.selector_image_processor, 224)):
+        there = resized_there(noise, maker, torch.device("cpu"))
+        assert there.shape == (1, 3, side, side)
+        level = 1 / 255 / torch.tensor(maker.image_std)[:, None, None]
+        assert ((there - pixels_of(noise, maker, side)).abs() <= 1.01 * level).all()
 
 
 def test_selector_pixels_are_clips(processor: ViLaMPProcessor) -> None:

@@ -156,7 +156,7 @@ class VideoGeneration:
 
     @wraps(GenerationMixin.prepare_inputs_for_generation)  # transformers asks its signature what it takes
     def prepare_inputs_for_generation(self, *inputs: Any, **options: Any) -> dict[str, Any]:
-        """Leave out a mask without padding: with one, a GPU's attention takes three times as long for a token."""
+        """Leave out a mask without padding: it says nothing, and on a GPU a token takes a sixth longer with it."""
         prepared = super().prepare_inputs_for_generation(*inputs, **options)
         return prepared | {"attention_mask": _only_with_padding(prepared.get("attention_mask"))}
 

@@ -339,7 +339,11 @@ class FeatureStore:
                 bar.update(len(shard["patches"]))
 
     def _read(self, shards: dict[_Shard, Path], kind: str, number: int) -> dict[str, torch.Tensor]:
-        """Read a shard whose bytes are what was written: a process looks them through once while the file stays."""
+        """Read a shard whose bytes are what was written.
+
+        A process looks them through once, and again when the file's size, time or inode change: what changes on the
+        disk without these is not noticed until the next process.
+        """
         path = shards[kind, number]
         stat = path.stat()
         state = (stat.st_size, stat.st_mtime_ns, path.name, self._described())
