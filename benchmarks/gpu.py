@@ -367,8 +367,8 @@ def section(folder: Path = RESULTS / "gpu") -> str:
             if row["what"] == "prefill"
         ]
         lines += [
-            "A prompt in pieces, the first one and the median of two further ones. cuDNN makes a plan for each new length: "
-            "32 of them in pieces of 512, one where it is read at once. From then on it is faster:",
+            "A prompt in pieces, the first one and the median of two further ones. cuDNN makes a plan for each new "
+            "length: 32 of them in pieces of 512, one where it is read at once. From then on it is faster:",
             "\n".join(table),
         ]
     if "store" in parts:
