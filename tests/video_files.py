@@ -83,7 +83,7 @@ def write_video(
         gop: Frames from keyframe to keyframe.
         bframes: Largest number of B-frames in a row.
         rotation: Display rotation written to the header, degrees anticlockwise; the numbers read upright after it.
-        audio_seconds: Length of a silent AAC track; none when 0.
+        audio_seconds: Length of a silent track; none when 0.
         size: Height and width of the stored picture.
         pix_fmt: Pixel format.
         codec_options: Further options for the encoder.
@@ -100,7 +100,7 @@ def write_video(
         stream.time_base = stream.codec_context.time_base = time_base or 1 / Fraction(rate)
         if rotation:
             stream.set_display_rotation(rotation)
-        audio = container.add_stream("aac", rate=16000, layout="mono") if audio_seconds else None
+        audio = _add_sound(container) if audio_seconds else None
         for number in range(count):
             # As a camera held sideways does it: the header's rotation turns the picture upright.
             picture = draw_number(number, *(size if rotation % 180 == 0 else size[::-1]))
@@ -120,14 +120,22 @@ def write_video(
 def write_audio(path: Path, seconds: float = 2.0) -> Path:
     """Write a file with a silent AAC track and no picture."""
     with av.open(path, "w") as container:
-        _write_silence(container, container.add_stream("aac", rate=16000, layout="mono"), seconds)
+        _write_silence(container, _add_sound(container), seconds)
     return path
 
 
+def _add_sound(container: av.container.OutputContainer) -> av.AudioStream:
+    if container.format.name == "dv":  # which holds no other
+        return container.add_stream("pcm_s16le", rate=48000, layout="stereo")
+    return container.add_stream("aac", rate=16000, layout="mono")
+
+
 def _write_silence(container: av.container.OutputContainer, stream: av.AudioStream, seconds: float) -> None:
-    for start in range(0, int(16000 * seconds), 1024):
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        frame.sample_rate, frame.pts = 16000, start
+    for start in range(0, int(stream.rate * seconds), 1024):
+        frame = av.AudioFrame(stream.format.name, stream.layout.name, 1024)
+        for plane in frame.planes:
+            plane.update(bytes(plane.buffer_size))
+        frame.sample_rate, frame.pts = stream.rate, start
         container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
 

@@ -428,16 +428,35 @@ def _declared_end(asked: Asked) -> Fraction | None:
 # --- Others ------------------------------------------------------------------------------------------------------
 
 
+_OPEN = Verdict(doubt="its header leaves open how much there is: it may be cut short; by how much, it does not say")
+
+
+def _stated(count: int) -> int:
+    """A count of frames as the header has it; 0 where a program that wrote to a pipe left it open."""
+    return 0 if count in (1 << 30, 0xFFFFFFFF) else count
+
+
 def _avi(asked: Asked) -> Verdict:
     """Compare with the index at the end, or else with the header: FFmpeg estimates a length from what is there."""
-    scan, stated = asked.scan, asked.stream.frames
-    has_index = scan.listed > 1  # FFmpeg makes one of what is there, if the file has none
+    scan, stated = asked.scan, _stated(asked.stream.frames)
+    has_index = scan.listed > 1 or _has_index(asked)  # FFmpeg makes one of what is there, if the file has none
+    if not (has_index or stated):
+        return _OPEN
     if _is_incomplete(asked) or (not has_index and scan.end < stated):
         counted = max(stated, scan.listed)
         return Verdict(f"it holds {scan.packets:,} of the {counted:,} frames that its header counts")
     if 0 < max(stated, scan.listed if has_index else 0) < scan.packets:
         return Verdict(damage=f"it holds {scan.packets:,} frames, and its header counts {stated:,}")
     return Verdict(end=stated * asked.stream.time_base if stated == scan.listed else None)  # the last may be repeated
+
+
+def _has_index(asked: Asked) -> bool:
+    """Follow the chunks of an AVI to its index."""
+    at = 12
+    while (name := asked.at(at, 4)) in (b"LIST", b"JUNK"):
+        length = asked.number(at + 4, 4, "little")
+        at += 8 + length + length % 2
+    return name == b"idx1"
 
 
 def _flv(asked: Asked) -> Verdict:
@@ -503,10 +522,12 @@ def _gif_ends(data: bytes) -> bool:
 
 def _apng(asked: Asked) -> Verdict:
     at, stated = 8, 0
-    while (name := asked.at(at + 4, 4)) not in (b"IDAT", b"fdAT", b""):
+    while (name := asked.at(at + 4, 4)) not in (b"IEND", b""):
         if name == b"acTL":
-            stated = asked.number(at + 8, 4)
+            stated = _stated(asked.number(at + 8, 4))
         at += 12 + asked.number(at, 4)
+    if not (name or stated):
+        return Verdict("the mark of its end is missing")
     if asked.scan.packets < stated:
         return Verdict(f"it holds {asked.scan.packets:,} of the {stated:,} frames that its header counts")
     return Verdict()
@@ -514,10 +535,10 @@ def _apng(asked: Asked) -> Verdict:
 
 def _ivf(asked: Asked) -> Verdict:
     """Its header counts frames, or ticks in files by old versions of FFmpeg."""
-    stated = asked.number(24, 4, "little")
+    stated = _stated(asked.number(24, 4, "little"))
     if asked.scan.packets < stated and asked.scan.end < stated:
         return Verdict(f"it holds {asked.scan.packets:,} of the {stated:,} frames that its header counts")
-    return Verdict(holes=tuple(before for _, _, before in asked.scan.gaps))
+    return Verdict(holes=tuple(before for _, _, before in asked.scan.gaps), doubt="" if stated else _OPEN.doubt)
 
 
 def _mxf(asked: Asked) -> Verdict:
@@ -553,7 +574,7 @@ def _mpegts(asked: Asked) -> Verdict:
     size, sync = (192, 4) if asked.at(196, 1) == b"G" else (188, 0)
     ticks = np.unique(np.array(scan.ticks, np.int64))
     steps = np.diff(ticks)
-    wide = ticks[1:][steps > 1.5 * np.median(steps)] if len(steps) else ticks
+    wide = ticks[1:][steps > 1.5 * np.median(steps)] if len(steps) else steps
     if len(wide) and (_loses_sync(asked, size, sync) or _skips(asked, steps)):
         holes = np.isin(scan.ticks, wide).nonzero()[0].tolist()
     else:

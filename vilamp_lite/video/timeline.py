@@ -192,11 +192,12 @@ def scan_packets(
     second = int(1 / base)
     scan.listed = len(stream.index_entries)
     is_exact = container.format.name in _EXACT
+    is_around = container.format.name == "dv"  # its pictures hold its sound
     ends: dict[int, int] = {}  # of each stream, in its own time base: a fraction for each packet would double the time
     for packet in demux(container):
-        if is_exact and (place := packet.pos) is not None:
-            _note_place(scan, place, packet.size)
         index = packet.stream_index
+        if is_exact and (index == video or not is_around) and (place := packet.pos) is not None:
+            _note_place(scan, place, packet.size)
         if index == video:
             if scan.first is None:
                 scan.first = identity(packet)
