@@ -30,10 +30,13 @@ def main() -> None:
     counts = dict(zip(table[0][1:], map(int, table[-1][1:]), strict=True))
     told = sum(counts[name] for name in ("short", "late", "missing", "pixels"))
     silent = counts["allowed"] + told
+    miscounted = counts["too few"] + counts["too many"]
+    share = f"{silent / counts['cases']:.1%}"
     title = (
         f'Damaged videos, `make fuzz N={COUNT} SEEDS="{" ".join(seeds)}"`: of {counts["cases"]:,} cases '
         f"{counts['crash']} crashes, {counts['hang']} hangs, {counts['over 1 GB']} over 1 GB; {silent} silent "
-        f"({silent / counts['cases']:.1%}; to reach: 8 %), {told} of them where the file could have told (to reach: 0)"
+        f"({share}; to reach: 8 %), {told} of them where the file could have told (to reach: 0); "
+        f"{miscounted} warned with a wrong count (to reach: 0)"
     )
     result = {"title": title, "machine": machine(), "table": table}
     (RESULTS / "damage.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -62,7 +62,7 @@ def test_a_matrix_that_maps_nothing_leaves_the_picture_as_stored(tmp_path, plain
     assert (probe(path).height, probe(path).width) == (128, 192)
 
 
-@pytest.mark.parametrize("matrix", [(1, 255, 0, 1), (0.7, 0.7, -0.7, 0.7)])
+@pytest.mark.parametrize("matrix", [(1, 255, 0, 1), (0.7, 0.7, -0.7, 0.7), (1, 0, 0, -1 / ONE), (0, 200, 1, 0)])
 def test_a_slanting_matrix_is_warned_of(tmp_path, plain, matrix):
     with pytest.warns(UserWarning, match="its header slants the pictures"):
         probe(with_matrix(plain, tmp_path / "a.mp4", matrix))

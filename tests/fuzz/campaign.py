@@ -7,13 +7,14 @@ import resource
 import signal
 import traceback
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from video_files import read_numbers
 
 from fuzz.bases import BASES, FRAMES, RATE
-from fuzz.damage import damaged
+from fuzz.damage import damaged, spoilt_frames
 from vilamp_lite.video import SampledVideo, VideoError
 
 SECONDS, LIMIT, MUCH = 60, 4 << 30, 1 << 30  # a case may take so long, have so much memory, and is to use far less
@@ -23,7 +24,9 @@ UNREADABLE = -1
 FINE = ("right", "refused", "warned")
 SILENT = ("short", "late", "missing", "pixels")  # where the file could have told
 WORST = ("crash", "hang", "over 1 GB")
-VERDICTS = (*FINE, "too few", "allowed", *SILENT, *WORST)
+VERDICTS = (*FINE, "too few", "too many", "allowed", *SILENT, *WORST)
+
+TELLS = re.compile("missing|damaged|cut short|may be wrong|come at once")  # of all warnings, those of damage
 
 
 class Case(NamedTuple):
@@ -42,7 +45,7 @@ def run_case(seed: int, folder: Path) -> Case:
     damage, data = damaged(base, seed)
     path = folder / f"{seed}_{base.name}"
     path.write_bytes(data)
-    verdict, detail = judged(watched(path), damage, base.name)
+    verdict, detail = judged(watched(path), damage, base.name, spoilt_frames(base, data))
     if verdict in (*FINE, "allowed"):
         path.unlink()
     return Case(seed, base.name, damage, verdict, detail)
@@ -92,35 +95,52 @@ def sampled(path: Path) -> dict[str, Any]:
     return report | {"frames": video.info.num_frames, "seconds": video.info.duration, "warnings": words}
 
 
-def judged(report: dict[str, Any], damage: str, base: str) -> tuple[str, str]:
-    """Judge what came of a case: one of `VERDICTS`, and why."""
+def judged(report: dict[str, Any], damage: str, base: str, spoilt: Collection[int] = ()) -> tuple[str, str]:
+    """Judge what came of a case.
+
+    Args:
+        report: What `watched` says.
+        damage: Name of the damage.
+        base: Name of the file that was damaged.
+        spoilt: Frames whose pictures it may have changed.
+
+    Returns:
+        One of `VERDICTS`, and why.
+    """
     if "worst" in report:
         return report["worst"], report["how"]
     if "error" in report:
         return "refused", report["error"]
+    report = report | {"numbers": [number if number in OWN else UNREADABLE for number in report["numbers"]]}
     numbers, words = report["numbers"], " ".join(report["warnings"])
     if numbers == OWN and not words:
         return "right", ""
-    wrong = misplaced(report)
+    wrong = misplaced(report, spoilt)
     missing, extra = max(FRAMES - len(numbers), 0), max(len(numbers) - FRAMES, 0)
-    detail = f"{wrong} misplaced, {missing} missing, {extra} extra, {numbers.count(UNREADABLE)} unreadable; {words}"
-    if words:
+    unreadable = numbers.count(UNREADABLE)
+    detail = f"{wrong} misplaced, {missing} missing, {extra} extra, {unreadable} unreadable; {words}"
+    if TELLS.search(words):
         stated = sum(int(number.replace(",", "")) for number in re.findall(r"([\d,]+) of [\d,]+ samples", words))
         untold = missing if ends_untold(damage, base) else 0
-        return "warned" if stated >= wrong + missing + extra - untold else "too few", detail
+        if stated < wrong + missing + extra - untold:
+            return "too few", detail
+        # A frame that stands in for a lost one may itself be spoilt.
+        return "too many" if stated > wrong + missing + extra + unreadable else "warned", detail
     kind = silent_kind(report, wrong)
     return "allowed" if is_allowed(kind, report, damage, base) else kind, f"{kind}: {detail}"
 
 
-def misplaced(report: dict[str, Any]) -> int:
+def misplaced(report: dict[str, Any], spoilt: Collection[int]) -> int:
     """How many samples show a frame that is not theirs.
 
-    Where every frame stands at its time and a sample shows its own, a wrong picture is the decoder's to notice: a few
-    spoilt ones can even be read as a number.
+    Where every frame stands at its time, a sample shows its own, and its bytes or those that it builds upon have
+    changed, a wrong picture is the decoder's to notice: a few spoilt ones can even be read as a number.
     """
     whole = report["frames"] == FRAMES and abs(report["seconds"] - FRAMES / RATE) < 0.5 / RATE
     samples = zip(report["numbers"], report["positions"], OWN, strict=False)
-    return sum(number not in (own, UNREADABLE) and not (whole and at == own) for number, at, own in samples)
+    return sum(
+        number not in (own, UNREADABLE) and not (whole and at == own and own in spoilt) for number, at, own in samples
+    )
 
 
 def silent_kind(report: dict[str, Any], wrong: int) -> str:
@@ -134,8 +154,8 @@ def silent_kind(report: dict[str, Any], wrong: int) -> str:
 
 
 def ends_untold(damage: str, base: str) -> bool:
-    """Whether the file ends early and states no length."""
-    return base.endswith(".ts") and damage in ("cut_short", "cut_end")
+    """Whether the file may end early, and states no length."""
+    return base.endswith(".ts") and damage in ("cut_short", "cut_end", "cut_out")
 
 
 def is_allowed(kind: str, report: dict[str, Any], damage: str, base: str) -> bool:
@@ -149,11 +169,24 @@ def is_allowed(kind: str, report: dict[str, Any], damage: str, base: str) -> boo
         return ends_untold(damage, base)
     if damage not in ("flip", "header"):
         return False
-    # Another rate: every frame, evenly spaced, the last one up to the length that another header states; or, in a GIF,
-    # where each frame has a rate of its own beside the colour that it leaves out, all of them in order.
-    if base.endswith(".gif"):
-        readable = [number for number in numbers if number != UNREADABLE]
-        return report["frames"] == FRAMES and sorted(readable) == readable
-    step = (FRAMES - 1) / max(numbers.index(numbers[-1]), 1)
-    is_even = all(abs(number - min(step * sample, FRAMES - 1)) <= 1 for sample, number in enumerate(numbers))
-    return numbers[-1] == FRAMES - 1 and is_even
+    return report["frames"] == FRAMES and (_in_order if base.endswith(".gif") else _at_another_rate)(numbers)
+
+
+def _in_order(numbers: list[int]) -> bool:
+    """Whether every frame is shown, in a GIF, where each has a length of its own beside the colour that it leaves out.
+
+    Where that colour is another, pictures are spoilt.
+    """
+    readable = [number for number in numbers if number != UNREADABLE]
+    return sorted(readable) == readable and len(set(readable)) + len(numbers) - len(readable) >= FRAMES
+
+
+def _at_another_rate(numbers: list[int]) -> bool:
+    """Whether one other rate explains all samples; the last frame may stand to the end that another header states."""
+    last = numbers.index(numbers[-1])
+    if last < FRAMES / 10 or numbers[0] or numbers[-1] != FRAMES - 1 or set(numbers[last:]) != {FRAMES - 1}:
+        return False
+    samples = range(1, last + 1)
+    least = max((numbers[sample] - 0.51) / sample for sample in samples)
+    most = min((numbers[sample] + 0.51) / sample for sample in samples)
+    return least <= most and not (least < 1.02 and most > 0.98)  # which one frame too many would explain as well

@@ -104,6 +104,24 @@ def tables(path: Path) -> list[int]:
     return sorted(set(range(len(data))) - inside)
 
 
+def spoilt_frames(path: Path, data: bytes) -> set[int]:
+    """Frames whose bytes, or those of frames that they build upon, have changed; none where bytes have moved."""
+    whole = path.read_bytes()
+    if len(data) != len(whole):
+        return set()
+    with av.open(path) as container:
+        packets = [(packet.pos, packet.is_keyframe) for packet in container.demux(video=0) if packet.size]
+    first = [number for number, (_, is_key) in enumerate(packets) if is_key]
+    groups = zip(first, [*first[1:], len(packets)], strict=True)
+    starts = [*(packets[number][0] for number in first), len(data)]
+    return {
+        number
+        for (one, other), start, end in zip(groups, starts, starts[1:], strict=False)
+        if data[start:end] != whole[start:end]
+        for number in range(one, other)
+    }
+
+
 def _block(data: bytearray, random: Random, least: int, most: int) -> slice:
     size = random.randint(least, most)
     start = random.randrange(len(data) - size)

@@ -78,10 +78,10 @@ def upright(picture: np.ndarray, matrix: Matrix | None) -> np.ndarray:
 
 
 def slants(matrix: Matrix | None) -> bool:
-    """Tell a matrix that turns by no quarter turn, or slants."""
+    """Tell a matrix that turns by no quarter turn, slants, or makes next to nothing of one side."""
     a, b, c, d = map(abs, matrix or (1, 0, 0, 1))
     less, more = sorted(((a, d), (b, c)), key=sum)
-    return max(less) > min(more) / 100
+    return max(less) > min(more) / 100 or max(more) / 100 > min(more) > 0
 
 
 def is_quarter_turn(matrix: Matrix | None) -> bool:
