@@ -446,7 +446,7 @@ def test_damaged_packets_are_skipped_and_counted(tmp_path):
         assert (abs(timestamps - np.arange(50) / 5) <= 1).all()
         misread += int((np.array(numbers) != indices).sum())
         samples += 50
-        warned += any(re.search(r"skipped [1-9]\d* damaged packets", str(item.message)) for item in caught)
+        warned += any(re.search(r"skipped [1-9]\d* damaged packets?\b", str(item.message)) for item in caught)
     assert warned >= 15  # in a few files the byte changes a picture in a way that H.264 can't notice
     assert misread < 0.01 * samples
 
@@ -461,7 +461,7 @@ def test_damage_is_reported_to_the_caller_who_stops(tmp_path, batches):
             next(stream)
         stream.close()
     assert len(caught) == 1
-    assert "damaged packets" in str(caught[0].message)
+    assert "damaged packet" in str(caught[0].message)
     assert caught[0].filename == __file__
 
 
