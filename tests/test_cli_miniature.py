@@ -126,8 +126,12 @@ def test_a_training_gets_its_options(trainings: list, tmp_path: Path, vilamp: Vi
     options = ("--out", tmp_path, "--seed", 3, "--study", "no_grounding", "--mixed-precision", "bf16")
     assert vilamp("train", "miniature", *options) == (0, f"{tmp_path / 'model'}\n", "")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "curves.png").write_text("mine")
+    assert "curves.png is there, and it is not what is saved here" in vilamp("train", "miniature", *options)[2]
+    assert (tmp_path / "curves.png").read_text() == "mine"
+    (tmp_path / "curves.png").unlink()
     assert vilamp("train", "miniature")[0] == 0
-    (places, options), (without, _) = trainings
+    (places, options), *_, (without, _) = trainings
     assert places == (tmp_path, 3, "no_grounding")
     assert options["mixed_precision"] == "bf16"
     assert without == (Path("runs/train"), 0, "full")

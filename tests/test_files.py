@@ -170,19 +170,47 @@ def test_a_model_is_saved_beside_the_files_of_others(tmp_path: Path, monkeypatch
     folder.mkdir()
     (folder / "model-00001-of-00002.safetensors").write_text("of somebody else")
     monkeypatch.setattr(os, "replace", lambda old, new: (order.append(new.name), replace(old, new)))
-    for content in ("first", "second"):
-        with saved_whole(folder) as waiting:
-            assert list(waiting.iterdir()) == []
-            (waiting / "selector").mkdir()
-            for name in ("config.json", "weights", "selector/config.json"):
-                (waiting / name).write_text(content)
+    for _ in range(2):  # the same work once more makes the same files
+        save_model(folder)
         assert order[-1] == "config.json"
-        written = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
-        assert written == {
-            "model-00001-of-00002.safetensors": "of somebody else",
-            **dict.fromkeys(("config.json", "weights", "selector/config.json"), content),
-        }
+        assert contents(folder) == {"model-00001-of-00002.safetensors": "of somebody else", **MODEL}
     assert list(tmp_path.iterdir()) == [folder]
+
+
+MODEL = {"config.json": "ours", "weights": "ours", "selector/config.json": "ours"}
+
+
+def save_model(folder: Path) -> None:
+    with saved_whole(folder) as waiting:
+        assert list(waiting.iterdir()) == []
+        (waiting / "selector").mkdir()
+        for name, content in MODEL.items():
+            (waiting / name).write_text(content)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("place", ["", "selector", "weights", "selector/config.json"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_somebody_else_put_in_a_models_place_stays(tmp_path: Path, place: str, linked: bool) -> None:
+    model, taken = tmp_path / "model", tmp_path / "model" / place
+    there = tmp_path / "elsewhere" if linked else taken
+    if place in MODEL:
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_text("mine")
+    else:
+        there.mkdir(parents=True)
+        for name in ("weights", "config.json"):
+            (there / name).write_text("mine")
+    if linked:
+        taken.parent.mkdir(parents=True, exist_ok=True)
+        taken.symlink_to(there)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="is a link" if linked else "is there, and it is not what is saved here"):
+        save_model(model)
+    assert contents(tmp_path) == before
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:

@@ -161,6 +161,14 @@ def test_a_model_of_somebody_else_stays(examples: list[VideoQuestion], tmp_path:
     train()  # the finished stage is read, the model written once more
     assert strangers[1].read_text() == "mine"
     assert load_checkpoint(tmp_path / "model").config.num_patches == tiny_model().config.num_patches
+    (tmp_path / "model" / "model.safetensors").write_text("mine")
+    with pytest.raises(ValueError, match=r"model\.safetensors is there, and it is not what is saved here"):
+        train()
+    assert (tmp_path / "model" / "model.safetensors").read_text() == "mine"
+    (tmp_path / "model").rename(tmp_path / "mine")
+    (tmp_path / "model").symlink_to("mine")
+    with pytest.raises(ValueError, match=r"model is there, and no training in .* wrote it: choose another folder"):
+        train()
 
 
 @pytest.mark.parametrize("trains", ["connectors", "all but the encoders"])

@@ -134,6 +134,10 @@ class ViLaMPProcessor:
     def save_pretrained(self, path: str | PathLike[str]) -> None:
         """Write the four parts and the configuration to a directory; the selector's go to a folder of their own."""
         selector = Path(path) / SELECTOR_FOLDER
+        for tokenizer in (self.tokenizer, self.selector_tokenizer):
+            if tokenizer.is_fast:  # it would write down how its last call padded and cut, which is no part of it
+                tokenizer.backend_tokenizer.no_padding()
+                tokenizer.backend_tokenizer.no_truncation()
         self.config.save_pretrained(path)
         self.tokenizer.save_pretrained(path)
         self.image_processor.save_pretrained(path)

@@ -11,7 +11,7 @@ from typer import Option
 from vilamp_lite import plots, training
 from vilamp_lite.cli import options
 from vilamp_lite.cli.shown import interruptible, show
-from vilamp_lite.common import written_whole
+from vilamp_lite.common import saved_whole
 
 app = typer.Typer(no_args_is_help=True, help="Train a model; a killed run goes on where it stopped.")
 
@@ -31,8 +31,8 @@ def miniature(
         saved = training.train_miniature(out, seed, study, encoder=encoder, mixed_precision=mixed_precision)
         if _is_first():
             curves = training.curves(out, study, seed)
-            with written_whole(saved.parent / "curves.png") as waiting:
-                plots.training_curves(curves).savefig(waiting)
+            with saved_whole(saved.parent.resolve()) as waiting:
+                plots.training_curves(curves).savefig(waiting / "curves.png")
             show(False, None, str(saved))
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from filecmp import cmp
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -42,11 +43,14 @@ def written_whole(path: str | os.PathLike[str], *, durable: bool = False) -> Ite
 def saved_whole(folder: Path) -> Iterator[Path]:
     """Give an empty folder to save a model to; its files then take their places in `folder`, each of them whole.
 
-    Whatever else lies in `folder` stays there. Its config.json comes last: who finds it finds the rest.
+    Whatever else lies in `folder` stays there, and so does a file that is not what would take its place: the same work
+    makes the same files. Its config.json comes last: who finds it finds the rest.
 
     Raises:
-        ValueError: one of the files is a link, which leads to a file of somebody else; then none is replaced.
+        ValueError: a place is taken by another file, or is or lies behind a link, which leads to what is somebody
+            else's; then no file takes its place.
     """
+    _require_no_link(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with unfinished(folder) as place:  # there, because a folder may be a disk of its own
         waiting = place / folder.absolute().name
@@ -54,7 +58,10 @@ def saved_whole(folder: Path) -> Iterator[Path]:
         yield waiting
         files = [file.relative_to(waiting) for file in waiting.rglob("*") if file.is_file()]
         for file in files:
-            _require_no_link(folder / file)
+            for part in (file, *file.parents):
+                _require_no_link(folder / part)
+            if (folder / file).exists() and not cmp(waiting / file, folder / file, shallow=False):
+                raise ValueError(f"{folder / file} is there, and it is not what is saved here: move it elsewhere first")
         for file in sorted(files, key=lambda file: (file == Path("config.json"), file)):
             (folder / file).parent.mkdir(exist_ok=True)
             _put(waiting / file, folder / file, durable=True)

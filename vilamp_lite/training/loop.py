@@ -233,10 +233,10 @@ def require_own(file: Path, folder: Path) -> None:
     """Refuse to train if something else is where the result shall be.
 
     Args:
-        file: what is written at the end; it may be there if the last stage has been at work.
+        file: what is written at the end; it may be there, and be no link, if the last stage has been at work.
         folder: of the last stage.
     """
-    if os.path.lexists(file) and not (folder / _STATE).is_file():
+    if file.is_symlink() or (file.exists() and not (folder / _STATE).is_file()):
         raise ValueError(f"{file} is there, and no training in {folder} wrote it: choose another folder")
 
 
