@@ -330,9 +330,13 @@ def test_shifts_to_nowhere_are_refused(entry, field, value, whole, tmp_path):
 
 
 def test_a_frame_beside_another_among_even_ones_is_warned_of(whole, tmp_path):
-    changed = patched(whole("plain.mp4"), tmp_path / "a.mp4", (b"ctts", 12 + 8 * 4 + 4, ONE))
-    with pytest.warns(UserWarning, match=r"1 of its frames come at once with another"):
-        probe(changed)
+    for shift in (1, 0):
+        changed = patched(whole("plain.mp4"), tmp_path / "a.mp4", (b"ctts", 12 + 8 * 4 + 4, shift.to_bytes(4)))
+        numbers, _, said = shown(changed)
+        assert "1 of its frames come at once with another" in said
+        wrong = sum(number != own for own, number in enumerate(numbers))
+        assert wrong
+        assert f" {wrong} of 60 samples show the nearest intact frame" in said
 
 
 def test_a_fragment_that_cannot_be_read_on_is_refused(whole, tmp_path):

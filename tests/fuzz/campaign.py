@@ -124,8 +124,10 @@ def judged(report: dict[str, Any], damage: str, base: str, spoilt: Collection[in
         untold = missing if ends_untold(damage, base) else 0
         if stated < wrong + missing + extra - untold:
             return "too few", detail
-        # A frame that stands in for a lost one may itself be spoilt.
-        return "too many" if stated > wrong + missing + extra + unreadable else "warned", detail
+        # What stands in for a lost frame may itself be spoilt, or be that very frame, at another time.
+        samples = zip(numbers, report["positions"], OWN, strict=False)
+        others = sum(not number == at == own for number, at, own in samples)
+        return "too many" if stated > others + missing + extra else "warned", detail
     kind = silent_kind(report, wrong)
     return "allowed" if is_allowed(kind, report, damage, base) else kind, f"{kind}: {detail}"
 

@@ -193,6 +193,8 @@ def _fragmented(asked: Asked, boxes: list[Box]) -> Verdict:
         return Verdict(damage=f"it can't be read beyond {asked.seconds(asked.scan.end)}")
     if wrong := _equal_times(asked.scan.ticks):
         return Verdict(damage=wrong)
+    if not jumps.any() and None not in stated and (crowded := _crowded(asked.scan.ticks)):
+        return crowded
     if not jumps.any() and None not in stated and sum(stated) <= len(entries):
         if sum(stated) > asked.scan.packets:
             return Verdict(
@@ -271,10 +273,8 @@ def _tables(asked: Asked, movie: Box) -> Verdict:
         return Verdict(damage="its table of times is wrong: it shifts frames from where they are decoded to nowhere")
     if wrong := _equal_times(scan.ticks):
         return Verdict(damage=wrong)
-    steps = np.diff(np.unique(scan.ticks))
-    usual = np.median(steps) if len(steps) else 0
-    if (np.abs(steps - usual) <= usual / 10).sum() > 0.9 * len(steps) and (near := int((steps < usual / 10).sum())):
-        return Verdict(doubt=f"{near:,} of its frames come at once with another, where all others come evenly")
+    if crowded := _crowded(scan.ticks):
+        return crowded
     own = int((timed * delta).sum())
     if 0 < length < 0xFFFFFFFF and abs(own - length) > 0.05 * max(own, length) + clock:
         words = (
@@ -292,6 +292,21 @@ def _equal_times(ticks: list[int]) -> str:
     shown, distinct = len(ticks), len(set(ticks))
     is_wrong = distinct < 0.9 * shown
     return f"its table of times is wrong: {shown:,} frames have {distinct:,} different times" if is_wrong else ""
+
+
+def _crowded(ticks: list[int]) -> Verdict | None:
+    """Find frames that come at once with another, where all others come evenly: each may have left its place empty."""
+    shown = np.sort(ticks)
+    steps = np.diff(shown)
+    usual = np.median(steps) if len(steps) else 0
+    near = int((steps < usual / 10).sum())
+    if not near or (np.abs(steps - usual) <= usual / 10).sum() <= 0.9 * len(steps):
+        return None
+    wide = steps > 1.5 * usual
+    empty = int((np.round(steps[wide] / usual) - 1).sum())
+    holes = np.isin(ticks, shown[1:][wide]).nonzero()[0].tolist() if empty == near else ()
+    words = f"{near:,} of its frames come at once with another, where all others come evenly"
+    return Verdict(doubt=words, holes=tuple(holes))
 
 
 def _is_track(asked: Asked, box: Box) -> bool:

@@ -13,7 +13,7 @@ _HEADER = b"GIF89a\x01\0\x01\0\0\0\0"  # the file's own stands in front of the f
 def is_whole_gif_picture(packet: bytes) -> bool:
     """Tell whether a packet's data makes as many pixels as its picture has: a changed bit mostly makes fewer or more.
 
-    On an intact GIF, `probe` takes 1.45 times as long with it, and sampling 1.9 times.
+    It takes nearly as long as decoding: sampling an intact GIF takes 1.7 to 1.9 times as long with it.
     """
     data = packet if packet.startswith(b"GIF8") else _HEADER + packet
     try:
