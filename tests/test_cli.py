@@ -278,6 +278,19 @@ def test_too_little_memory_is_one_line(vilamp: Vilamp, monkeypatch: pytest.Monke
     assert re.fullmatch(r"vilamp: out of memory; .* \(Unable to allocate .*\)\n", err)
 
 
+def test_memory_that_python_itself_lacks_is_said_in_words(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("vilamp_lite.cli.files.SampledVideo", lacking)
+    assert refusal("probe", TOUR).endswith("free some memory (no more is known)")
+
+
+def test_a_folder_is_no_video_to_encode(refusal: Refusal) -> None:
+    for folder in (".", "..", "/"):
+        assert refusal("encode", folder, "--random-weights") == f"vilamp: {folder}: is a directory; pass a video file"
+
+
 def test_files_that_are_there_are_refused_unless_overwritten(tmp_path: Path, vilamp: Vilamp, refusal: Refusal) -> None:
     """The command's own earlier output too; a link never, nor the file behind it."""
     world, description, strip = (tmp_path / name for name in ("x.mp4", "x.json", "x.png"))

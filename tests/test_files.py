@@ -213,6 +213,13 @@ def test_what_somebody_else_put_in_a_models_place_stays(tmp_path: Path, place: s
     assert contents(tmp_path) == before
 
 
+def test_a_file_in_a_folders_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("mine")
+    for folder in (tmp_path / "runs", tmp_path / "runs" / "contrastive"):
+        with pytest.raises(ValueError, match=f"{folder} can't be a folder, as a file lies"), alone_in(folder, "sweep"):
+            pass
+
+
 def test_one_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "new"
     with (

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from vilamp_lite import plots
+from vilamp_lite.cli.shown import show, table
 from vilamp_lite.common import visible
 from vilamp_lite.keyframes import select_keyframes
 from vilamp_lite.tinyworld.questions import random_scene
@@ -36,11 +37,14 @@ NASTY = [
     "two\nlines\rand\ttabs",
     "turned \u202eback\u2066",
     "no text \udcff\udc80",
+    "hi\u200bdd\ufeffen\xad \u200eleft\u200f \u061c\u2060\U000e0041",
     "  two  spaces ",
     "видео 笔记 😀",
     "{name} %s %03d \\x1b",
 ]
-OBEYED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+OBEYED = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\xad\u061c\u200b\u200e\u200f\u2060\ufeff\U000e0041]"
+)
 
 
 def assert_shown(text: str, printed: str) -> None:
@@ -267,3 +271,16 @@ def test_captions_tell_samples_apart() -> None:
         (60, "60 s"),
     ]:
         assert titles(strip("a cat", step * np.arange(4)))[1].startswith(f"2: {expected}, ")
+
+
+def test_no_letter_of_a_table_is_lost_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"abc": "one", "def": 234, "ghi": "five", "jkl": 6.789, "mno": "eight", "pqr": "nine"}
+    for width in (1, 10, 20, 24, 30, 40, 80):
+        monkeypatch.setenv("COLUMNS", str(width))
+        show(False, None, table("title", [row]))
+        out = capsys.readouterr().out
+        letters = re.sub(r"\W", "", out.replace("_", ""))
+        wanted = "title" + "".join([*row, *map(str, row.values())]).replace(".", "")
+        assert sorted(letters) == sorted(wanted), (width, out)

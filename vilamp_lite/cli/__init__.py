@@ -31,7 +31,8 @@ class _OneLineErrors(TyperGroup):
                 tell(f"vilamp: {one_line(str(error))}")
                 raise typer.Exit(2) from error
             except MemoryError as error:
-                tell(f"vilamp: out of memory; sample fewer frames, or free some memory ({error or 'no more is known'})")
+                known = str(error) or "no more is known"
+                tell(f"vilamp: out of memory; sample fewer frames, or free some memory ({known})")
                 raise typer.Exit(2) from error
 
 

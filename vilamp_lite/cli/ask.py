@@ -30,7 +30,7 @@ def encode(
     as_json: options.AsJson = False,
 ) -> None:
     """Encode VIDEO once into a store, which `vilamp ask` then takes; a stopped run goes on where it was."""
-    out = out or file.with_suffix(".features")
+    out = out or file.parent / f"{file.stem}.features"
     with interruptible(f"what is finished is kept in {out}"):
         from vilamp_lite.streaming import FeatureStore
 

@@ -45,8 +45,10 @@ def show(as_json: bool, result: Any, *parts: Table | str) -> None:
             print(json.dumps(result).replace("\x7f", "\\u007f"))  # the one control character that JSON leaves
             return
         for part in parts:
-            whole = isinstance(part, str)
-            Console(highlight=False).print(Text(visible(part)) if whole else part, soft_wrap=whole)
+            whole, console = isinstance(part, str), Console(highlight=False)
+            if not whole:
+                console.width = max(console.width, 1 + 4 * len(part.columns))  # room for a letter in each column
+            console.print(Text(visible(part)) if whole else part, soft_wrap=whole)
 
 
 @contextmanager
@@ -68,7 +70,7 @@ def table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table | str:
         return title
     made = Table(title=Text(visible(title)))
     for name, value in rows[0].items():
-        made.add_column(Text(name), justify="left" if isinstance(value, str) else "right", overflow="fold")
+        made.add_column(Text(name), justify="left" if isinstance(value, str) else "right", overflow="fold", min_width=1)
     for row in rows:
         made.add_row(*(Text(visible(_in_words(value))) for value in row.values()))
     return made

@@ -154,13 +154,15 @@ def alone_in(folder: Path, work: str) -> Iterator[None]:
         work: what is done in it, for the error: "sweep".
 
     Raises:
-        ValueError: another process is at work there.
+        ValueError: another process is at work there, or a file is.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK).acquire(timeout=0)
     except Timeout:
         raise ValueError(f"another {work} is at work in {folder}: wait for its end, or choose another folder") from None
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"{folder} can't be a folder, as a file lies in its way: choose another one") from None
     with lock:
         yield
 

@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-# Control characters, separators of lines, what turns the direction of writing, and bytes of names that are no text.
-_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_OBEYED = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029"  # control characters, separators of lines
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # what turns the direction of writing
+    # What nobody sees, but for the joiners U+200C and U+200D, which Persian and families of emoji are written with.
+    "\xad\u180e\u200b\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"
+    "\ud800-\udfff]"  # bytes of names that are no text
+)
 
 
 def visible(text: str, *, keep: str = "") -> str:
-    r"""Write out what a terminal would obey instead of showing it: an escape becomes \x1b, a line's end \n.
+    r"""Write out what a terminal would obey or hide instead of showing it: an escape becomes \x1b, a line's end \n.
 
     Args:
         text: of anybody.
