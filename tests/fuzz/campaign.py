@@ -26,7 +26,8 @@ SILENT = ("short", "late", "missing", "pixels")  # where the file could have tol
 WORST = ("crash", "hang", "over 1 GB")
 VERDICTS = (*FINE, "too few", "too many", "allowed", *SILENT, *WORST)
 
-TELLS = re.compile("missing|damaged|nearest intact|cut short|may be wrong|come at once")  # of all warnings, those of damage
+# Of all warnings, those of damage.
+TELLS = re.compile("missing|damaged|nearest intact|cut short|may be wrong|come at once")
 
 
 class Case(NamedTuple):
