@@ -157,6 +157,10 @@ def test_missing_and_unexpected_weights_are_listed(checkpoint: Path) -> None:
         ("config.json", {"model_type": "llava"}, "holds a llava"),
         ("model.safetensors", None, r"lacks model\.safetensors"),
         ("model.safetensors.index.json", "{}", "names no weights"),
+        *(
+            ("model.safetensors.index.json", f'{{"weight_map": {{"a": {what}}}}}', r"index\.json names no file for a;")
+            for what in ("3", "null", "[1]", "{}")
+        ),
         ("config.json", "[" * 100_000, r"config\.json is not JSON"),
         ("model.safetensors.index.json", '{"weight_map":' * 100_000, r"index\.json is not JSON"),
         ("clip-tiny/config.json", "[" * 100_000, "can't load .*clip-tiny"),
@@ -245,9 +249,27 @@ def test_weights_that_would_load_as_something_else_are_refused(kind: str, tmp_pa
     with pytest.raises(ValueError, match=r"is quantised \(its config\.json says gptq\), and quantised weights are not"):
         loads[kind](tmp_path / kind)
     config.write_text(text)
-    (tmp_path / kind / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    with pytest.raises(ValueError, match="holds a LoRA adapter beside its weights"):
-        loads[kind](tmp_path / kind)
+    # A second set of weights, whichever of them is the better one.
+    index, shard = file.with_name("model.safetensors.index.json"), file.with_name("model-00001-of-00001.safetensors")
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(weights, file.name)}))
+    loads[kind](tmp_path / kind)  # the same one
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(weights, shard.name)}))
+    for stored in (weights, {name: value.to(torch.int8) for name, value in weights.items()}):
+        for single, in_shards in ((stored, weights), (weights, stored)):
+            save_file(single, file, metadata={"format": "pt"})
+            save_file(in_shards, shard, metadata={"format": "pt"})
+            with pytest.raises(ValueError, match=r"holds model\.safetensors and model\.safetensors\.index\.json"):
+                loads[kind](tmp_path / kind)
+    index.unlink()
+    shard.unlink()
+    save_file(weights, file, metadata={"format": "pt"})
+    for name in ("lora", ""):
+        (tmp_path / kind / name).mkdir(exist_ok=True)
+        (tmp_path / kind / name / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+        with pytest.raises(ValueError, match=rf"holds a LoRA adapter beside its weights \({name}/?adapter_config"):
+            loads[kind](tmp_path / kind)
+        if name:
+            shutil.rmtree(tmp_path / kind / name)
     for name in ("config.json", "model.safetensors"):
         (tmp_path / kind / name).unlink()
     with pytest.raises(ValueError, match="is a LoRA adapter"):

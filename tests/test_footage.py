@@ -117,7 +117,13 @@ def test_cases_are_answered_and_kept(miniature: Path, footage: Path, monkeypatch
     assert len(prompts) == 2
     with pytest.raises(ValueError, match=r"case_1.json is of another evaluation \(depth 1.0, not 0\)"):
         evaluate_cases(miniature, [cases[0], replace(cases[1], depth=0)], out=out)
-    # So is another video of the same name.
+    # So is a damaged result, and another video of the same name.
+    kept = (out / "case_0.json").read_text()
+    for prediction in (None, "yes", {"correct": True}):
+        (out / "case_0.json").write_text(json.dumps(json.loads(kept) | {"prediction": prediction}))
+        with pytest.raises(ValueError, match=r"case_0\.json: prediction: .*; delete it"):
+            evaluate_cases(miniature, cases, out=out)
+    (out / "case_0.json").write_text(kept)
     content = (footage / "hay.mp4").read_bytes()
     write_video(footage / "hay.mp4", 21, rate=1)
     with pytest.raises(ValueError, match=r"case_0.json is of another evaluation \(haystack_sha256"):

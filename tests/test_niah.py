@@ -440,6 +440,12 @@ def test_results_of_another_evaluation_and_damaged_ones_are_refused(
         with pytest.raises(ValueError, match="100_0_attribute_dks_dfm") as refused:
             evaluate_cells(**settings)
         assert message in str(refused.value)
+    whole = json.loads((folder / file).read_text())
+    kept = whole["predictions"]
+    for predictions in (None, "none", {}, [], kept[:-1], [*kept, kept[0]], [{"question": "?"}] * len(kept), [3]):
+        (damaged / file).write_text(json.dumps(whole | {"predictions": predictions}))
+        with pytest.raises(ValueError, match=f"{file}: predictions.*; delete it, or choose another folder"):
+            evaluate_cells(miniature, CELLS, seed=3, pool=POOL, out=damaged)
 
 
 def copied_model(source: Path, target: Path, **changes: object) -> Path:

@@ -184,6 +184,13 @@ class ViLaMPConfig(PreTrainedConfig):
             if missing:
                 kind = getattr(self, part).model_type
                 raise ValueError(f"{part} can't be a {kind}: it has no {', '.join(missing)}")
+        # States come before each of the tower's layers and behind the last.
+        layers = getattr(self.vision_config, "num_hidden_layers", math.inf)
+        if not -layers - 1 <= self.vision_feature_layer <= layers:
+            raise ValueError(
+                f"vision_feature_layer must be from {-layers - 1} to {layers}, since the vision tower has {layers} "
+                f"layers; got {self.vision_feature_layer}"
+            )
         if not hasattr(self.selector_config, "projection_dim") and self.selector_config.model_type != "siglip":
             raise ValueError(
                 f"selector_config must be like CLIP's or SigLIP's, got a {self.selector_config.model_type}"

@@ -37,9 +37,16 @@ def weight_files(path: Path) -> tuple[list[Path], set[str]]:
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ValueError(f"{index} names no weights; copy or download it again")
+        if strange := [name for name, file in weight_map.items() if not isinstance(file, str)]:
+            raise ValueError(f"{index} names no file for {_some(strange)}; copy or download it again")
         files, tensors = set(weight_map.values()), set(weight_map)
     if missing := sorted(name for name in files if not (path / name).is_file()):
         raise ValueError(f"{path} lacks {', '.join(missing)}; weights are read from safetensors only")
+    # Transformers would read the single file, others the shards.
+    if files != {"model.safetensors"} and (path / "model.safetensors").is_file():
+        raise ValueError(
+            f"{path} holds model.safetensors and {index.name}, two sets of weights: move one of them elsewhere"
+        )
     return [path / name for name in sorted(files)], tensors
 
 
@@ -71,18 +78,21 @@ def _of_each_weight(path: Path, read: Callable[[Any, str], Any]) -> dict[str, An
 
 def refuse_adapter(folder: Path) -> None:
     """Refuse a folder with a PEFT adapter: without it the model would answer as if it had never been trained."""
-    settings = folder / "adapter_config.json"
-    if not settings.is_file() and not any(folder.glob("adapter_model.*")):
+    # PEFT gives an adapter with a name of its own a folder inside.
+    files = [file for where in ("", "*/") for file in sorted(folder.glob(f"{where}adapter_[cm]*"))]
+    files = [file for file in files if file.name == "adapter_config.json" or file.stem == "adapter_model"]
+    if not files:
         return
+    settings = files[0].with_name("adapter_config.json")
     kind = read_json(settings).get("peft_type", "LORA") if settings.is_file() else "LORA"
     kind = "LoRA" if kind == "LORA" else kind
     if any(folder.glob("model*.safetensors")):
-        what, way_out = f"holds a {kind} adapter beside its weights", ", or move adapter_* elsewhere to do without it"
+        what, way_out = f"holds a {kind} adapter beside its weights", ", or move it elsewhere to do without it"
     else:
         what, way_out = f"is a {kind} adapter", ""
     raise ValueError(
-        f"{folder} {what}, and adapters are not read here: merge it into its base (PEFT's merge_and_unload) and save "
-        f"the whole model{way_out}"
+        f"{folder} {what} ({files[0].relative_to(folder)}), and adapters are not read here: merge it into its base "
+        f"(PEFT's merge_and_unload) and save the whole model{way_out}"
     )
 
 

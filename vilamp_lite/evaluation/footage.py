@@ -198,14 +198,13 @@ def evaluate_cases(
             settings = {name: str(value) for name, value in asdict(case).items()} | same
             if file is not None:
                 settings |= {"haystack_sha256": digest(case.haystack), "needle_sha256": digest(case.needle)}
-            kept = None if file is None else kept_result(file, settings)
+            kept = None if file is None else kept_result(file, settings, "prediction", Prediction)
             if kept is None:
                 loaded = loaded or checkpoint.load(place)
-                prediction = asdict(_answer_case(loaded, processor, case, splice))
-                kept = {"settings": settings, "prediction": prediction, "stamp": stamp}
+                kept = _answer_case(loaded, processor, case, splice)
                 if file is not None:
-                    write_json(file, kept)
-            predictions.append(kept["prediction"])
+                    write_json(file, {"settings": settings, "prediction": asdict(kept), "stamp": stamp})
+            predictions.append(asdict(kept))
             bar.update(1)
     correct = sum(prediction["correct"] for prediction in predictions)
     return {**score(correct, len(cases)), "predictions": predictions, "stamp": stamp}

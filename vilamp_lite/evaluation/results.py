@@ -12,6 +12,7 @@ import numpy as np
 from vilamp_lite.common.fingerprints import code_fingerprint, weights_fingerprint
 from vilamp_lite.common.hub import read_json
 from vilamp_lite.common.names import names_of_today
+from vilamp_lite.common.outside import Kind, checked_json
 from vilamp_lite.common.stamp import ROOT
 from vilamp_lite.evaluation.scoring import answers_match
 
@@ -73,8 +74,14 @@ def own_folder(model: str | os.PathLike[str], questions: str) -> Path:
     return EVALUATED / f"{weights_fingerprint(model)}_{code_fingerprint()}_{questions}"
 
 
-def kept_result(file: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+def kept_result(file: Path, settings: dict[str, Any], name: str, kind: type[Kind]) -> Kind | None:
     """What a file holds, or None if there is none.
+
+    Args:
+        file: a finished piece of an evaluation.
+        settings: it is to be of.
+        name: what to take from it.
+        kind: of that, as in `checked_json`.
 
     Raises:
         ValueError: it is of other settings, or damaged.
@@ -90,7 +97,8 @@ def kept_result(file: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     other = [f"{name} {found.get(name)}, not {value}" for name, value in wanted.items() if found.get(name) != value]
     if other:
         raise ValueError(f"{file} is of another evaluation ({'; '.join(other)}); delete it, or choose another folder")
-    return content
+    remedy = "delete it, or choose another folder"
+    return checked_json(kind, json.dumps(content.get(name)), f"{file}: {name}", remedy=remedy)
 
 
 def load_result(name: str, folder: str | os.PathLike[str] = RESULTS) -> Study:

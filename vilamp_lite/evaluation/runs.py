@@ -7,11 +7,12 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import psutil
 import torch
 from joblib import Parallel, delayed
+from pydantic import Field
 
 from vilamp_lite.checkpoints import load_config
 from vilamp_lite.common.checks import describe, positive_int
@@ -76,8 +77,9 @@ def evaluate_cells(
     files = {cell: Path(out) / cell.file_name for cell in cells} if out is not None else {}
     results = {}
     for cell, file in files.items():
-        if (kept := kept_result(file, asdict(cell) | about)) is not None:
-            results[cell] = [Prediction(**prediction) for prediction in kept["predictions"]]
+        kind = Annotated[list[Prediction], Field(min_length=cell.questions, max_length=cell.questions)]
+        if (kept := kept_result(file, asdict(cell) | about, "predictions", kind)) is not None:
+            results[cell] = kept
     todo = [cell for cell in cells if cell not in results]
     with (
         progress_bar(len(cells), "cells", "niah", len(cells) - len(todo)) as bar,
