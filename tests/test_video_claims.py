@@ -239,6 +239,18 @@ def test_lost_frames_are_counted(kind, tmp_path):
         assert probe(path).num_frames == 100
 
 
+def test_a_fragment_lost_between_the_only_two_is_counted(tmp_path):
+    data = write_video(tmp_path / "live.mp4", container_options=LIVE).read_bytes()
+    head, *fragments = re.split(b"(?=....moof|....mfra)", data, flags=re.DOTALL)
+    for kept, is_lost in (([1, 3], True), ([1, 2], False)):
+        (tmp_path / "a.mp4").write_bytes(head + b"".join(fragments[number] for number in kept))
+        numbers, positions, said = shown(tmp_path / "a.mp4")
+        assert numbers == [numbers[0] + position for position in positions]
+        assert positions[-1] == len(positions) - 1
+        missing = len(positions) - len(set(positions))
+        assert (f"{missing} of {len(positions)} frames are missing" in said) if is_lost else (said == "")
+
+
 @pytest.mark.parametrize("codec", ["libx264", "libsvtav1"])
 def test_a_block_that_is_passed_over_is_counted(codec, tmp_path):
     """FFmpeg reads its flags as those of several packets, finds none, and goes on at the next cluster."""
@@ -337,6 +349,15 @@ def test_a_frame_beside_another_among_even_ones_is_warned_of(whole, tmp_path):
         wrong = sum(number != own for own, number in enumerate(numbers))
         assert wrong
         assert f" {wrong} of 60 samples show the nearest intact frame" in said
+
+
+def test_frames_at_the_time_of_another_are_counted(tmp_path):
+    """FFmpeg mistakes the times of a few frames of some program streams."""
+    path = write_video(tmp_path / "a.mpg", 200, codec="mpeg2video", rate=25, texture=True)
+    numbers, _, said = shown(path, fps=25)
+    missing = len({*range(200)} - {*numbers})
+    assert missing
+    assert f"{missing} of its frames are not shown: each has the time of another" in said
 
 
 def test_a_fragment_that_cannot_be_read_on_is_refused(whole, tmp_path):

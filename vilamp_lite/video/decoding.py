@@ -79,6 +79,8 @@ def read_timeline(path: Path) -> Timeline:
         ticks = np.unique(np.array(scan.ticks, np.int64))
         if frame is None:
             raise VideoError(f"{path}: {why_not_decoded(path)}")
+        if same := len(scan.ticks) - len(ticks):
+            warnings.warn(f"{path}: {same} of its frames are not shown: each has the time of another", stacklevel=4)
         matrix = display_matrix(path, frame)
         if slants(matrix):
             warnings.warn(
