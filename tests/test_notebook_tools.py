@@ -1,6 +1,7 @@
 """The runner, metrics, the widgets and the progress bar."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 from conftest import Refusal, Vilamp
 
+from vilamp_lite.common.outside import read_yaml
 from vilamp_lite.notebook import reproduce
 from vilamp_lite.notebook.metrics import record
 from vilamp_lite.notebook.reproduce import (
@@ -421,3 +423,12 @@ def test_each_notebook_has_a_line_with_its_seconds(
     with pytest.raises(KeyboardInterrupt):
         list(reproduce.run_notebooks(files, tmp_path))
     assert capsys.readouterr().err == "a … \n"
+
+
+def test_yaml_reads_numbers_as_they_are_written_and_counts_what_aliases_stand_for() -> None:
+    text = "[010, 1:30, 1e-3, .5e-1, 0x1F, 1_000, -.inf, 12e03, 1.]"
+    assert read_yaml(text, "x.yaml") == [10, "1:30", 0.001, 0.05, 31, 1000, -math.inf, 12000, 1]
+    assert read_yaml("a: &x [1, 2]\nb: *x", "x.yaml") == {"a": [1, 2], "b": [1, 2]}
+    levels = [f"a{number}: &a{number} [{', '.join([f'*a{number - 1}'] * 9)}]" for number in range(1, 30)]
+    with pytest.raises(ValueError, match=r"x\.yaml, line 5: it holds more than 50,000 values"):
+        read_yaml("\n".join(["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]", *levels]), "x.yaml")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import AfterValidator, TypeAdapter, ValidationError, ValidationInfo
@@ -67,7 +67,35 @@ def checked_json(kind: type[Kind], text: str, where: str, *, remedy: str = "", f
 
 
 class _Yaml(yaml.SafeLoader):
-    """Reads 1e-3 as a number, as YAML 1.2 does, and refuses a name that stands twice, of which it would take one."""
+    """Reads numbers as YAML 1.2 does: 1e-3 is one, 010 is ten, 1:30 is text.
+
+    It refuses a name that stands twice, of which it would take one, and values that repeat one another without end.
+    """
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._values, self._sizes = 0, {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Count values, those behind an alias as often as they stand for another."""
+        is_alias, before, mark = self.check_event(yaml.AliasEvent), self._values, self.peek_event().start_mark
+        node = super().compose_node(parent, index)
+        self._values += self._sizes.get(id(node), 1) if is_alias else 1
+        self._sizes.setdefault(id(node), self._values - before)
+        if self._values > _MOST_VALUES:
+            problem = f"it holds more than {_MOST_VALUES:,} values; split it"
+            raise yaml.constructor.ConstructorError(None, None, problem, mark)
+        return node
+
+    def construct_whole_number(self, node: yaml.ScalarNode) -> int:
+        """Read it to the base of ten, or of sixteen behind 0x."""
+        digits = self.construct_scalar(node).replace("_", "")
+        return int(digits, 16 if "x" in digits else 10)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}
@@ -79,8 +107,16 @@ class _Yaml(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_WITH_EXPONENT = re.compile(r"[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$", re.ASCII)
-_Yaml.add_implicit_resolver("tag:yaml.org,2002:float", _WITH_EXPONENT, list("-+.0123456789"))
+_MOST_VALUES = 50_000
+_SIGNS_AND_DIGITS = list("-+.0123456789")
+_WHOLE = re.compile(r"[-+]?(?:0x[0-9a-fA-F_]+|\d[\d_]*)$", re.ASCII)
+_FLOAT = re.compile(
+    r"[-+]?(?:(?:\d[\d_]*\.[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$",
+    re.ASCII,
+)
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:int", _WHOLE, _SIGNS_AND_DIGITS)
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, _SIGNS_AND_DIGITS)
+_Yaml.add_constructor("tag:yaml.org,2002:int", _Yaml.construct_whole_number)
 
 
 def read_yaml(text: str, where: str) -> Any:
