@@ -360,6 +360,25 @@ def test_frames_at_the_time_of_another_are_counted(tmp_path):
     assert f"{missing} of its frames are not shown: each has the time of another" in said
 
 
+def test_a_segment_that_the_index_lists_is_missed(whole, tmp_path):
+    data = whole("dash.mp4").read_bytes()
+    assert b"sidx" in data
+    (tmp_path / "a.mp4").write_bytes(data[: data.rindex(b"moof") - 4])
+    with pytest.raises(VideoError, match="is cut short: its index of segments should end"):
+        probe(tmp_path / "a.mp4")
+
+
+def test_a_fragment_that_is_not_there_is_told_by_the_numbers(tmp_path):
+    source = write_video(tmp_path / "whole.mp4", gop=6, texture=True, container_options=LIVE)
+    data = source.read_bytes()
+    starts = [match.start() - 4 for match in re.finditer(b"moof", data)]
+    (tmp_path / "a.mp4").write_bytes(data[: starts[4]] + data[starts[5] :])
+    numbers, _, said = shown(tmp_path / "a.mp4")
+    wrong = sum(number != own for own, number in enumerate(numbers))
+    assert wrong >= 6
+    assert f" {wrong} of 60 samples show the nearest intact frame" in said
+
+
 def test_a_fragment_that_cannot_be_read_on_is_refused(whole, tmp_path):
     """A frame's size is absurd."""
     data = bytearray(whole("frag.mp4").read_bytes())
