@@ -59,15 +59,14 @@ def streaming_study(
         for number in frames:
             settings = about | {"frames": number, "repeat": repeat}
             file = folder / f"run-{number}-{repeat}.json"
-            kept = kept_result(file, settings)
-            if kept is None:
+            row = kept_result(file, settings, "row", Row)
+            if row is None:
                 long_video(folder / "videos", number, depth, seed=seed)
                 with ProcessPoolExecutor(1, mp_context=context) as pool:
                     row = pool.submit(run_length, model, folder / "videos", number, depth, seed).result()
-                kept = {"settings": settings, "row": row, "stamp": make_stamp()}
-                write_json(file, kept)
-            runs[number].append(kept["row"])
-            print(f"N = {number:,}, run {repeat + 1}: {kept['row']['seconds']:.1f} s", flush=True)
+                write_json(file, {"settings": settings, "row": row, "stamp": make_stamp()})
+            runs[number].append(row)
+            print(f"N = {number:,}, run {repeat + 1}: {row['seconds']:.1f} s", flush=True)
     rows = [_median_row(own) for own in runs.values()]
     stamp = make_stamp(weights=about["weights"], seed=seed)
     parameters = {"frames": list(frames), "repeats": repeats, "depth": depth, "exponents": time_exponents(rows)}

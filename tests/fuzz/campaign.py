@@ -11,6 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 from video_files import read_numbers
 
 from fuzz.bases import BASES, FRAMES, RATE
@@ -55,16 +56,20 @@ def run_case(seed: int, folder: Path) -> Case:
 def watched(path: Path) -> dict[str, Any]:
     """Sample a file in a child process; what it reports, or how it ended."""
     reader, writer = os.pipe()
+    before = psutil.Process().memory_info()  # which the child begins with
     child = os.fork()
     if not child:
-        os.close(reader)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(SECONDS)  # ends the process in whatever library it hangs
-        resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        with os.fdopen(writer, "w") as pipe:
-            json.dump(sampled(path), pipe)
-        os._exit(0)
+        try:
+            os.close(reader)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(SECONDS)  # ends the process in whatever library it hangs
+            resource.setrlimit(resource.RLIMIT_AS, (before.vms + LIMIT, before.vms + LIMIT))
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            with os.fdopen(writer, "w") as pipe:
+                json.dump(sampled(path), pipe)
+            os._exit(0)
+        finally:
+            os._exit(1)  # whatever is raised ends here, and not in what the parent does
     os.close(writer)
     with os.fdopen(reader) as pipe:
         report = pipe.read()
@@ -73,8 +78,8 @@ def watched(path: Path) -> dict[str, Any]:
         return {"worst": "hang", "how": f"{SECONDS} s"}
     if status:
         return {"worst": "crash", "how": f"status {status}"}
-    if used.ru_maxrss * 1024 > MUCH:
-        return {"worst": "over 1 GB", "how": f"{used.ru_maxrss >> 10} MiB"}
+    if (more := used.ru_maxrss * 1024 - before.rss) > MUCH:
+        return {"worst": "over 1 GB", "how": f"{more >> 20} MiB"}
     return json.loads(report)
 
 
